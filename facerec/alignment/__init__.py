@@ -1,0 +1,1 @@
+"""Photographs to faces: list, decode, detect, choose the subject, straighten, compact, publish."""
