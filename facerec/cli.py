@@ -21,7 +21,9 @@ C = TypeVar("C")
 SECTIONS = ("align", "train", "embed", "evaluate", "report")
 
 
-def main(section: str, config_class: type[C], run: Callable[[C], object], argv: list[str] | None = None) -> None:
+def main(
+    section: str, config_class: type[C], run: Callable[[C], object], argv: list[str] | None = None
+) -> None:
     """Parse flags into ``config_class`` and run; print one line and leave with 2 on what the user can mend.
 
     ``section`` is this job's name in a preset, or "pipeline" for the job that takes them all.
@@ -77,5 +79,7 @@ def _own_section(section: str, uri: str) -> dict[str, Any]:
     if section == "pipeline" or not preset.keys() & set(SECTIONS):
         return preset
     if unknown := preset.keys() - set(SECTIONS):
-        raise ConfigError(f"--config {uri} has unknown section {sorted(unknown)[0]!r}; sections are {', '.join(SECTIONS)}")
+        raise ConfigError(
+            f"--config {uri} has unknown section {sorted(unknown)[0]!r}; sections are {', '.join(SECTIONS)}"
+        )
     return dict(preset.get(section) or {})

@@ -1,11 +1,11 @@
 """What can go wrong by a user's hand. Jobs print these as one line and exit 2; anything else is a bug.
 
-    FacerecError
-    ├── ConfigError      a flag, a YAML key, or two of them that do not fit together
-    ├── SourceError      photographs that are not there, or not usable
-    ├── DatasetError     a faces/ or embeddings/ folder that cannot be trusted
-    ├── MismatchError    two artifacts that do not belong together (preprocessing, model, run)
-    └── BusyError        another run holds the folder
+FacerecError
+├── ConfigError      a flag, a YAML key, or two of them that do not fit together
+├── SourceError      photographs that are not there, or not usable
+├── DatasetError     a faces/ or embeddings/ folder that cannot be trusted
+├── MismatchError    two artifacts that do not belong together (preprocessing, model, run)
+└── BusyError        another run holds the folder
 """
 
 from __future__ import annotations

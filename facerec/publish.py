@@ -1,9 +1,9 @@
 """A folder that only one run writes and that readers can trust: parts, a lock, and a manifest published last.
 
-    folder/
-      manifest.json          the current generation; no manifest, no dataset
-      parts/                 finished units of work, each one atomic file; a rerun skips them
-      generations/0001/      the files a generation's manifest names; a run pins the one it began on
+folder/
+  manifest.json          the current generation; no manifest, no dataset
+  parts/                 finished units of work, each one atomic file; a rerun skips them
+  generations/0001/      the files a generation's manifest names; a run pins the one it began on
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def exclusive(folder: str, what: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise BusyError(f"{folder} is being written by another run; wait for it or choose another {what}") from None
+        raise BusyError(
+            f"{folder} is being written by another run; wait for it or choose another {what}"
+        ) from None
     try:
         yield
     finally:
@@ -49,7 +51,9 @@ def claim(folder: str, settings: dict[str, Any], flag: str) -> None:
     uri = storage.join(folder, "claim.json")
     if storage.exists(uri):
         theirs = storage.read_json(uri)
-        differing = [key for key in sorted(settings.keys() | theirs.keys()) if settings.get(key) != theirs.get(key)]
+        differing = [
+            key for key in sorted(settings.keys() | theirs.keys()) if settings.get(key) != theirs.get(key)
+        ]
         if differing:
             key = differing[0]
             raise MismatchError(
@@ -58,7 +62,9 @@ def claim(folder: str, settings: dict[str, Any], flag: str) -> None:
             )
         return
     if foreign := [uri for uri in storage.list_files(folder) if not uri.endswith(".lock")]:
-        raise MismatchError(f"{folder} holds {foreign[0].rsplit('/', 1)[-1]}, which is not ours; choose another {flag}")
+        raise MismatchError(
+            f"{folder} holds {foreign[0].rsplit('/', 1)[-1]}, which is not ours; choose another {flag}"
+        )
     storage.write_json(uri, settings)
 
 
@@ -107,14 +113,22 @@ def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Da
         raise DatasetError(f"{folder} is not a published dataset ({found}); run {made_by} first")
     manifest = storage.read_json(uri)
     if manifest.get("schema_version") != schema.VERSION:
-        raise DatasetError(f"{uri} has schema version {manifest.get('schema_version')}; this code reads {schema.VERSION}")
+        raise DatasetError(
+            f"{uri} has schema version {manifest.get('schema_version')}; this code reads {schema.VERSION}"
+        )
     return Dataset(folder, manifest)
 
 
 def describe(folder: str, path: str, kind: str, rows: int) -> dict[str, Any]:
     """A manifest's entry for a file that was written."""
     data = storage.read_bytes(storage.join(folder, path))
-    return {"path": path, "kind": kind, "rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {
+        "path": path,
+        "kind": kind,
+        "rows": rows,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
 
 
 def publish(folder: str, generation: int, files: list[dict[str, Any]], about: dict[str, Any]) -> Dataset:

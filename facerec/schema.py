@@ -29,7 +29,9 @@ _FACE_FIELDS = [
     pa.field("image", _IMAGE),  # aligned RGB JPEG q95 4:4:4
     pa.field("source_uri", pa.string()),
     pa.field("box", _BOX),  # x0, y0, x1, y1 in pixels of the upright photograph
-    pa.field("landmarks", pa.list_(pa.float32(), 10)),  # x, y of: left eye, right eye, nose, mouth left and right
+    pa.field(
+        "landmarks", pa.list_(pa.float32(), 10)
+    ),  # x, y of: left eye, right eye, nose, mouth left and right
     pa.field("confidence", pa.float32()),  # of the detector, 0 to 1
     pa.field("blur", pa.float32()),  # variance of the Laplacian of the aligned grey face: low is blurred
     pa.field("phash", pa.int64()),  # perceptual hash of the aligned face
@@ -110,9 +112,13 @@ class Preprocessing:
         return f"{self.detector}|{self.template}|{self.side}|{self.color}|{self.normalization}"
 
 
-def require_same_preprocessing(ours: dict[str, Any], theirs: dict[str, Any], our_name: str, their_name: str) -> None:
+def require_same_preprocessing(
+    ours: dict[str, Any], theirs: dict[str, Any], our_name: str, their_name: str
+) -> None:
     """Raise MismatchError, naming both sides and what differs, unless the contracts are equal."""
     differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     if differing:
         said = "; ".join(f"{key} is {ours.get(key)!r} and {theirs.get(key)!r}" for key in differing)
-        raise MismatchError(f"{our_name} and {their_name} were preprocessed differently: {said}; use faces of the same contract")
+        raise MismatchError(
+            f"{our_name} and {their_name} were preprocessed differently: {said}; use faces of the same contract"
+        )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 
 import ray
+import ray.data
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Rows in flight are small (a part is some tens of MB); Ray's default is 30 % of the machine."""
@@ -33,7 +34,6 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         # length of one process, there is nobody to keep out.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -41,7 +41,21 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             include_dashboard=False,
             logging_level=logging.WARNING,
         )
+    _quieten_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def cores() -> int:
+    """CPU cores of the cluster as it is now, at least 1."""
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)  # type: ignore[no-untyped-call]
+
+
+def _quieten_data() -> None:
+    """Stages print their own progress; Ray Data's bars and advice would bury it in a job log."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -121,8 +121,10 @@ def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None)
 
     Photographs are compressed already, so ``image.bytes`` is stored as it is and readers get it without a copy.
     """
-    leaves = {path: "zstd" for path in _leaves(table.schema)}
-    leaves |= {path: "none" for path in leaves if path.endswith("image.bytes") or path.startswith("embedding")}
+    leaves = dict.fromkeys(_leaves(table.schema), "zstd")
+    leaves |= {
+        path: "none" for path in leaves if path.endswith("image.bytes") or path.startswith("embedding")
+    }
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=row_group_size, compression=leaves, write_page_checksum=True)
     write_bytes(uri, sink.getvalue().to_pybytes())

@@ -40,7 +40,15 @@ PHOTOGRAPH: dict[str, tuple[float, float]] = {
     "noise": (0, 9), "quality": (35, 95), "black": (0, 45), "white": (0.8, 1.05),
 }  # fmt: skip
 SKIN = [(92, 58, 42), (134, 88, 62), (172, 122, 90), (205, 156, 122), (228, 184, 152), (242, 208, 186)]
-HAIR = [(22, 18, 18), (48, 30, 22), (88, 54, 32), (140, 62, 30), (176, 128, 70), (222, 190, 126), (150, 148, 146)]
+HAIR = [
+    (22, 18, 18),
+    (48, 30, 22),
+    (88, 54, 32),
+    (140, 62, 30),
+    (176, 128, 70),
+    (222, 190, 126),
+    (150, 148, 146),
+]
 IRIS = [(58, 34, 20), (110, 72, 34), (106, 112, 54), (66, 128, 92), (84, 138, 178), (120, 146, 168)]
 SIDES, NOSE_DEPTH, INK = (-1.0, 1.0), 0.15, np.array([18.0, 14, 14])
 LIPS = [(120, 60, 58), (176, 84, 84), (206, 104, 100), (176, 44, 62)]
@@ -86,7 +94,10 @@ def render(identity: int, photograph: int, *, side: int = 250, seed: int = 0) ->
     camera = np.random.default_rng([seed, identity, photograph + 1])
     face, view = _draw(person, IDENTITY), _draw(camera, PHOTOGRAPH)
     sketch = Sketch(_background(camera, side), face["width"], view)
-    skin, hair = _palette(SKIN, face["skin"]) + face["ruddy"] * np.array([7.0, -2, -5]), _palette(HAIR, face["hair"])
+    skin, hair = (
+        _palette(SKIN, face["skin"]) + face["ruddy"] * np.array([7.0, -2, -5]),
+        _palette(HAIR, face["hair"]),
+    )
     _body(sketch, face, skin, hair, camera.uniform(20, 235, 3))
     _head(sketch, face, skin)
     _nose(sketch, face, view, skin)
@@ -146,7 +157,9 @@ class Sketch:
         region = self.canvas[low[1] : high[1], low[0] : high[0]]
         region += (mask * np.float32(alpha / 255))[..., None] * (colour.astype(np.float32) - region)
 
-    def _mask(self, pixels: Sequence[Floats], low: NDArray[np.int_], high: NDArray[np.int_], line: float) -> NDArray[np.uint8]:
+    def _mask(
+        self, pixels: Sequence[Floats], low: NDArray[np.int_], high: NDArray[np.int_], line: float
+    ) -> NDArray[np.uint8]:
         mask = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
         fixed = [np.round((p - low - 0.0) * 16).astype(np.int32) for p in pixels]
         if line:
@@ -199,7 +212,10 @@ def _body(sketch: Sketch, face: Traits, skin: Floats, hair: Floats, shirt: Float
 
 def _head(sketch: Sketch, face: Traits, skin: Floats) -> None:
     outline, w, ear_y = _outline(face), face["width"], face["eye_y"] + 0.16
-    sketch.paint([_ellipse(sign * w * 0.99, ear_y, face["ear"] * 0.6, face["ear"] * 1.3) for sign in SIDES], skin * 0.88)
+    sketch.paint(
+        [_ellipse(sign * w * 0.99, ear_y, face["ear"] * 0.6, face["ear"] * 1.3) for sign in SIDES],
+        skin * 0.88,
+    )
     ear = [_ellipse(sign * w * 1.03, ear_y, face["ear"] * 0.3, face["ear"] * 0.9) for sign in SIDES]
     sketch.paint(ear, skin * 0.66, soft=0.02)
     sketch.paint([outline * 0.97 + (0, 0.12)], skin * 0.4, alpha=0.5, soft=0.06)
@@ -210,25 +226,39 @@ def _head(sketch: Sketch, face: Traits, skin: Floats) -> None:
     sketch.paint(lit, skin * 1.14, alpha=0.6, soft=0.1, clip=outline)
     if face["age"] > 0:
         tip, mouth = _rows(face)
-        fold = np.array([(0.7, tip - 0.04), (1.0, (tip + mouth) / 2), (1.08, mouth)]) * (face["mouth_width"] + 0.03, 1)
+        fold = np.array([(0.7, tip - 0.04), (1.0, (tip + mouth) / 2), (1.08, mouth)]) * (
+            face["mouth_width"] + 0.03,
+            1,
+        )
         sketch.paint([fold, fold * (-1, 1)], skin * 0.6, alpha=face["age"], line=0.02, soft=0.012)
 
 
 def _eye(sketch: Sketch, face: Traits, view: Traits, skin: Floats, hair: Floats, sign: float) -> None:
     u, x, y = np.linspace(-1, 1, 17), sign * face["eye_x"], face["eye_y"]
-    rx, ry, tilt = face["eye_width"], face["eye_height"] * view["lids"], -sign * face["slant"] * face["eye_width"] * u
+    rx, ry, tilt = (
+        face["eye_width"],
+        face["eye_height"] * view["lids"],
+        -sign * face["slant"] * face["eye_width"] * u,
+    )
     upper = _curve(x + rx * u, y + tilt - ry * (1 - u**2) ** 0.7)
     almond = np.concatenate([upper, _curve(x + rx * u, y + tilt + 0.75 * ry * (1 - u**2))[::-1]])
     sketch.paint([_ellipse(x, y - 0.02, rx * 1.25, 0.1)], skin * 0.62, alpha=0.55, soft=0.035)
     sketch.paint([almond], np.array([238.0, 234, 228]))
     radius = 0.062 * face["iris_size"]
     at = (x + view["gaze_x"] * rx * 0.7, y + view["gaze_y"] * ry - 0.004)
-    for size, colour in ((1.0, 0.55 * _palette(IRIS, face["iris"])), (0.82, _palette(IRIS, face["iris"])), (0.42, INK)):
+    for size, colour in (
+        (1.0, 0.55 * _palette(IRIS, face["iris"])),
+        (0.82, _palette(IRIS, face["iris"])),
+        (0.42, INK),
+    ):
         sketch.paint([_ellipse(*at, radius * size, radius * size)], colour, clip=almond)
     sketch.paint([_ellipse(at[0] - 0.02, at[1] - 0.022, 0.014, 0.014)], np.full(3, 250.0), clip=almond)
     sketch.paint([upper], INK + 0.15 * skin, line=0.026)
     sketch.paint([upper - (0, 0.045)], skin * 0.6, alpha=0.7, line=0.014, soft=0.006)
-    middle, rise = y - face["brow_gap"] - view["lift"], -sign * face["brow_angle"] * 0.16 * u - face["brow_arch"] * (1 - u**2)
+    middle, rise = (
+        y - face["brow_gap"] - view["lift"],
+        -sign * face["brow_angle"] * 0.16 * u - face["brow_arch"] * (1 - u**2),
+    )
     thick = face["brow_thick"] * (1 - 0.7 * np.clip(sign * u, 0, 1)) * (1 - u**8) ** 0.5
     along = x + sign * 0.02 + face["brow_width"] * u
     brow = np.concatenate([_curve(along, middle + rise - thick), _curve(along, middle + rise + thick)[::-1]])
@@ -240,12 +270,21 @@ def _nose(sketch: Sketch, face: Traits, view: Traits, skin: Floats) -> None:
     away = np.sign(view["light"]) or 1.0
     side = np.array([(-0.045 * away, top), (-0.06 * away, tip - 0.14), (-w * away, tip), (-0.02 * away, tip)])
     sketch.paint([side], skin * 0.68, alpha=0.55, soft=0.02, depth=NOSE_DEPTH / 2)
-    sketch.paint([_ellipse(0, tip + 0.035, w * 0.95, 0.035)], skin * 0.6, alpha=0.7, soft=0.02, depth=NOSE_DEPTH / 2)
+    sketch.paint(
+        [_ellipse(0, tip + 0.035, w * 0.95, 0.035)], skin * 0.6, alpha=0.7, soft=0.02, depth=NOSE_DEPTH / 2
+    )
     sketch.paint([_ellipse(0, tip, w * 0.62, 0.065)], skin * 1.04, soft=0.015, depth=NOSE_DEPTH)
     ridge = np.array([(-0.025, top), (0.025, top), (0.035, tip), (-0.035, tip)])
     sketch.paint([ridge], skin * 1.16, alpha=0.6, soft=0.018, depth=NOSE_DEPTH)
-    sketch.paint([_ellipse(s * w * 0.85, tip + 0.005, w * 0.3, 0.05) for s in SIDES], skin * 0.93, soft=0.01, depth=0.06)
-    sketch.paint([_ellipse(s * w * 0.5, tip + 0.04, w * 0.24, 0.02) for s in SIDES], skin * 0.3, soft=0.006, depth=0.1)
+    sketch.paint(
+        [_ellipse(s * w * 0.85, tip + 0.005, w * 0.3, 0.05) for s in SIDES],
+        skin * 0.93,
+        soft=0.01,
+        depth=0.06,
+    )
+    sketch.paint(
+        [_ellipse(s * w * 0.5, tip + 0.04, w * 0.24, 0.02) for s in SIDES], skin * 0.3, soft=0.006, depth=0.1
+    )
 
 
 def _mouth(sketch: Sketch, face: Traits, view: Traits) -> None:
@@ -260,8 +299,14 @@ def _mouth(sketch: Sketch, face: Traits, view: Traits) -> None:
         sketch.paint([inside], np.array([62.0, 18, 20]))
         sketch.paint([_ellipse(0, y - 0.01, w * 0.8, gap * 0.5)], np.array([236.0, 230, 218]), clip=inside)
     sketch.paint([np.concatenate([_curve(w * u, top), _curve(w * u, seam)[::-1]])], colour * 0.86, soft=0.006)
-    sketch.paint([np.concatenate([_curve(w * u, jaw), _curve(w * u, jaw + face["lip_low"] * bow)[::-1]])], colour, soft=0.006)
-    sketch.paint([_ellipse(0, y + gap + 0.4 * face["lip_low"], w * 0.4, 0.01)], colour * 1.3, alpha=0.5, soft=0.015)
+    sketch.paint(
+        [np.concatenate([_curve(w * u, jaw), _curve(w * u, jaw + face["lip_low"] * bow)[::-1]])],
+        colour,
+        soft=0.006,
+    )
+    sketch.paint(
+        [_ellipse(0, y + gap + 0.4 * face["lip_low"], w * 0.4, 0.01)], colour * 1.3, alpha=0.5, soft=0.015
+    )
     sketch.paint([_curve(w * 1.04 * u, seam)], colour * 0.35, line=0.016, soft=0.004)
 
 
@@ -274,14 +319,18 @@ def _facial_hair(sketch: Sketch, face: Traits, hair: Floats) -> None:
     if face["moustache"] > 0:
         lip = _curve(w * u, mouth - face["lip_up"] - 0.01 + 0.05 * u**2)
         above = _curve(w * u, tip + 0.08 + 0.1 * u**2)
-        sketch.paint([np.concatenate([lip, above[::-1]])], hair * 0.7, alpha=0.5 + 0.5 * face["moustache"], soft=0.012)
+        sketch.paint(
+            [np.concatenate([lip, above[::-1]])], hair * 0.7, alpha=0.5 + 0.5 * face["moustache"], soft=0.012
+        )
 
 
 def _marks(sketch: Sketch, face: Traits, skin: Floats, person: np.random.Generator) -> None:
     """Freckles, mole and glasses."""
     spots = person.uniform((-0.4, 0.08), (0.4, 0.42), (14, 2)) + (0, face["eye_y"])
     if face["freckles"] > 0:
-        sketch.paint([_ellipse(x, y, 0.016, 0.016) for x, y in spots], skin * 0.6, alpha=face["freckles"], soft=0.004)
+        sketch.paint(
+            [_ellipse(x, y, 0.016, 0.016) for x, y in spots], skin * 0.6, alpha=face["freckles"], soft=0.004
+        )
     if face["mole"] > 0:
         sketch.paint([_ellipse(face["mole_x"], face["mole_y"], 0.024, 0.024)], skin * 0.25)
     if face["glasses"] > 0:
@@ -295,9 +344,14 @@ def _hair(sketch: Sketch, face: Traits, hair: Floats, person: np.random.Generato
     u, angle = np.linspace(-1, 1, 40), np.linspace(-1.85, 1.85, 60)
     grow, end = 1 + face["volume"] * (0.6 + 0.4 * np.cos(angle)), 0.28
     bumps = face["curl"] * np.sin(11 * angle) if face["curl"] > 0 else 0.0
-    crown = _curve(face["width"] * np.sign(angle) * np.abs(np.sin(angle)) ** 0.8 * 1.03 * grow, -np.cos(angle) * grow - bumps)
+    crown = _curve(
+        face["width"] * np.sign(angle) * np.abs(np.sin(angle)) ** 0.8 * 1.03 * grow,
+        -np.cos(angle) * grow - bumps,
+    )
     notch = 0.1 * np.exp(-(((u - face["parting"]) / 0.2) ** 2))
-    line = face["hairline"] - notch + face["sweep"] * u + (end - face["hairline"]) * np.abs(u) ** face["recess"]
+    line = (
+        face["hairline"] - notch + face["sweep"] * u + (end - face["hairline"]) * np.abs(u) ** face["recess"]
+    )
     front = np.concatenate([crown, _curve(face["width"] * 0.97 * u, line)[::-1]])
     sketch.paint([front + (0, 0.04)], hair * 0.3, alpha=0.35, soft=0.03, clip=_outline(face))
     sketch.paint([front], hair, soft=0.008)
@@ -313,7 +367,9 @@ def _background(camera: np.random.Generator, side: int) -> NDArray[np.float32]:
     """A blurred room: a base colour, and coarse patches of a random strength and size."""
     cells = int(camera.integers(3, 9))
     patches = camera.uniform(20, 235, 3) + camera.uniform(10, 70) * camera.standard_normal((cells, cells, 3))
-    return cv2.resize(np.clip(patches, 0, 255).astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(
+        np.clip(patches, 0, 255).astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR
+    )
 
 
 def _expose(sketch: Sketch, view: Traits, camera: np.random.Generator) -> NDArray[np.uint8]:
@@ -321,9 +377,13 @@ def _expose(sketch: Sketch, view: Traits, camera: np.random.Generator) -> NDArra
     picture = sketch.canvas * cv2.resize(_shade(sketch, view), (sketch.side, sketch.side))[..., None]
     cast = 1 + view["warmth"] * np.array([1, 0, -1]) + view["tint"] * np.array([-0.5, 1, -0.5])
     picture = cv2.GaussianBlur(picture, (0, 0), view["blur"] * sketch.side / 250)
-    tone = np.clip(picture * (view["gain"] * cast / 255).astype(np.float32), 0, 1) ** np.float32(view["gamma"])
+    tone = np.clip(picture * (view["gain"] * cast / 255).astype(np.float32), 0, 1) ** np.float32(
+        view["gamma"]
+    )
     grain = view["noise"] * camera.standard_normal((sketch.side, sketch.side, 1), dtype=np.float32)
-    sharp = np.clip(tone * np.float32(255 * view["white"] - view["black"]) + view["black"] + grain, 0, 255).astype(np.uint8)
+    sharp = np.clip(
+        tone * np.float32(255 * view["white"] - view["black"]) + view["black"] + grain, 0, 255
+    ).astype(np.uint8)
     packed = cv2.imencode(".jpg", sharp, [cv2.IMWRITE_JPEG_QUALITY, int(view["quality"])])[1]
     return np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR), np.uint8)
 

@@ -42,7 +42,9 @@ def straighten(image: NDArray[np.uint8], landmarks: NDArray[np.float64], side: i
     if shrink >= 2:
         image, matrix = _averaged(image, landmarks, matrix, factor=int(shrink))
     matrix[:, 2] += matrix[:, :2] @ [0.5, 0.5] - 0.5
-    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT).astype(np.uint8)
+    return cv2.warpAffine(
+        image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+    ).astype(np.uint8)
 
 
 def _averaged(
@@ -55,7 +57,9 @@ def _averaged(
     x1, y1 = (int(min(value, top)) for value, top in zip(center + reach + 1, (width, height), strict=True))
     x1, y1 = x0 + max((x1 - x0) // factor, 1) * factor, y0 + max((y1 - y0) // factor, 1) * factor
     cut = image[y0:y1, x0:x1]
-    small = cv2.resize(cut, (max(cut.shape[1] // factor, 1), max(cut.shape[0] // factor, 1)), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        cut, (max(cut.shape[1] // factor, 1), max(cut.shape[0] // factor, 1)), interpolation=cv2.INTER_AREA
+    )
     moved = matrix.copy()
     moved[:, 2] += matrix[:, :2] @ [x0, y0]
     moved[:, :2] *= factor

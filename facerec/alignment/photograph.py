@@ -15,7 +15,7 @@ MIN_SIDE = 12
 """P-Net's smallest window: nothing smaller can hold a face."""
 
 
-class Rejected(Exception):
+class Rejected(Exception):  # noqa: N818  # an outcome that is counted, not an error
     """This photograph (or face) is not used; ``reason`` is one of schema.REASONS."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -51,7 +51,9 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey and floats: scale to the range that is used
+    if (
+        image.mode.startswith("I") or image.mode == "F"
+    ):  # 16-bit grey and floats: scale to the range that is used
         values = np.asarray(image).astype(np.float64)
         top = 65535.0 if values.max() > 255 else 255.0
         return Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")

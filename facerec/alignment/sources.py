@@ -19,7 +19,23 @@ from facerec import schema, storage
 from facerec.errors import SourceError
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .ppm .pgm .heic .heif".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".ppm",
+        ".pgm",
+        ".heic",
+        ".heif",
+    ]
 )
 
 
@@ -41,7 +57,9 @@ def list_photographs(source: str) -> Listing:
     else:
         listing = _from_folder(source)
     if not listing.photographs.num_rows:
-        raise SourceError(f"{source} holds no photographs ({listing.ignored} other files); point --source at a folder per person or a manifest")
+        raise SourceError(
+            f"{source} holds no photographs ({listing.ignored} other files); point --source at a folder per person or a manifest"
+        )
     return listing
 
 
@@ -50,10 +68,14 @@ def require_trainable(photographs: pa.Table, source: str) -> None:
     counts = photographs.group_by("identity").aggregate([("source_uri", "count")])
     people = [row for row in counts.to_pylist() if row["identity"] is not None]
     if len(people) < 2:
-        raise SourceError(f"{source} holds {len(people)} identity; at least 2 are needed: one folder a person below --source")
+        raise SourceError(
+            f"{source} holds {len(people)} identity; at least 2 are needed: one folder a person below --source"
+        )
     most = max(row["source_uri_count"] for row in people)
     if most < 2:
-        raise SourceError(f"{source} holds one photograph of each of {len(people)} identities; a triplet needs 2 of one person (--source)")
+        raise SourceError(
+            f"{source} holds one photograph of each of {len(people)} identities; a triplet needs 2 of one person (--source)"
+        )
 
 
 def _from_manifest(uri: str) -> Listing:
@@ -65,7 +87,9 @@ def _from_manifest(uri: str) -> Listing:
     except pa.ArrowInvalid as error:
         raise SourceError(f"{uri} cannot be read as a manifest: {' '.join(str(error).split())}") from None
     if missing := {"uri", "identity"} - set(table.column_names):
-        raise SourceError(f"{uri} has columns {', '.join(table.column_names)}; a manifest needs uri and identity (missing: {', '.join(sorted(missing))})")
+        raise SourceError(
+            f"{uri} has columns {', '.join(table.column_names)}; a manifest needs uri and identity (missing: {', '.join(sorted(missing))})"
+        )
     root = uri.rsplit("/", 1)[0]
     uris = [_below(root, str(value)) for value in table["uri"].to_pylist()]
     names = [None if value is None else str(value) for value in table["identity"].to_pylist()]
@@ -79,7 +103,9 @@ def _below(root: str, uri: str) -> str:
 def _from_folder(root: str) -> Listing:
     if not storage.is_s3(root) and not os.path.isdir(root):
         found = "is a file" if os.path.exists(root) else "does not exist"
-        raise SourceError(f"{root} {found}; point --source at a folder per person or a .csv/.parquet manifest")
+        raise SourceError(
+            f"{root} {found}; point --source at a folder per person or a .csv/.parquet manifest"
+        )
     ignored, rows = 0, []
     for relative in _walk_s3(root) if storage.is_s3(root) else _walk(root):
         parts = relative.split("/")
@@ -114,4 +140,6 @@ def _walk_s3(root: str) -> Iterator[str]:
 def _listing(rows: list[tuple[str, str | None]], ignored: int) -> Listing:
     rows.sort(key=lambda row: (row[0], row[1] or ""))
     columns = [[row[0] for row in rows], [row[1] for row in rows]]
-    return Listing(pa.table([pa.array(column, pa.string()) for column in columns], schema=schema.PHOTOGRAPHS), ignored)
+    return Listing(
+        pa.table([pa.array(column, pa.string()) for column in columns], schema=schema.PHOTOGRAPHS), ignored
+    )

@@ -12,7 +12,7 @@ from facerec.alignment.detector import Detections
 Policy = Literal["center_weighted", "largest", "most_confident"]
 
 
-def subject(found: Detections, height: int, width: int, policy: Policy) -> int:
+def choose_subject(found: Detections, height: int, width: int, policy: Policy) -> int:
     """Index of the subject among ``found`` (not empty).
 
     center_weighted: box area minus twice the squared distance of its centre from the photograph's, in pixels

@@ -1,0 +1,21 @@
+"""Faces to a model: DDP over a Ray cluster, triplets mined over the exact global batch."""
+
+from __future__ import annotations
+
+from facerec.training.loop import TrainConfig, train
+
+from facerec.cli import main
+from facerec.session import ray_session
+
+
+def run(config: TrainConfig) -> None:
+    """Train, or go on from the last checkpoint of the same run; --num_workers 0 needs no Ray."""
+    if config.num_workers == 0:
+        train(config)
+        return
+    with ray_session():
+        train(config)
+
+
+if __name__ == "__main__":
+    main("train", TrainConfig, run)
