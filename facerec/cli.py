@@ -41,7 +41,7 @@ def main(
 def parse(section: str, config_class: type[C], argv: list[str]) -> C:
     """Flags and YAML to a frozen dataclass; raises ConfigError with one line."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=f"jobs/{section}.py", exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(prog=f"jobs/{section}.py", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; flags given after it win")
     parser.add_class_arguments(config_class)
     try:

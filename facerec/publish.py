@@ -143,3 +143,19 @@ def publish(folder: str, generation: int, files: list[dict[str, Any]], about: di
     storage.write_json(storage.join(folder, "generations", f"{generation:04d}", "manifest.json"), manifest)
     storage.write_json(storage.join(folder, "manifest.json"), manifest)
     return Dataset(folder, manifest)
+
+
+def write_part(rows: pa.Table, folder: str) -> pa.Table:
+    """Write one part, whole or not at all, named by the photographs it holds; gives one row of counts.
+
+    It lives on this floor because Ray runs it in processes of its own, which then need not load a detector.
+    """
+    photographs = list(zip(rows["source_uri"].to_pylist(), rows["identity"].to_pylist(), strict=True))
+    name = hashlib.blake2b(
+        "\n".join(f"{uri}\x1f{who}" for uri, who in photographs).encode(), digest_size=12
+    ).hexdigest()
+    storage.write_table(storage.join(folder, f"part-{name}.parquet"), rows)
+    rejects = rows.num_rows - rows["reason"].null_count if "reason" in rows.column_names else 0
+    return pa.table(
+        {"photographs": [len(set(photographs))], "faces": [rows.num_rows - rejects], "rejects": [rejects]}
+    )

