@@ -135,7 +135,7 @@ def _align_parts(faces: str, photographs: pa.Table, config: AlignConfig) -> None
     actors = min(config.actors or cores(), len(parts))
     rows = align(ray.data.from_arrow(parts), config.detection, actors)
     written = rows.map_batches(
-        write_part,  # type: ignore[arg-type]  # Ray's stub has no fn_args in it
+        publish.write_part,  # type: ignore[arg-type]  # Ray's stub has no fn_args in it
         fn_args=(storage.join(faces, "parts"),),
         batch_size=None,
         batch_format="pyarrow",
