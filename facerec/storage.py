@@ -145,5 +145,8 @@ def _resolve(uri: str) -> tuple[Any, str]:
 
 @functools.cache
 def _s3() -> Any:
+    """One filesystem a process, set by the variables that boto3 reads; Arrow by itself misses the endpoint."""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return pa.fs.S3FileSystem(**({"region": region} if region else {}))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options = {"region": region, "endpoint_override": endpoint}
+    return pa.fs.S3FileSystem(**{name: value for name, value in options.items() if value})

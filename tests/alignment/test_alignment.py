@@ -179,7 +179,7 @@ def test_crops_too_tight_for_the_detector_are_found_with_a_border(photographs_of
     ]
     alone = sum(len(detector.detect(image)) > 0 for image in images)
     found = sum(len(detector.detect_tight(image)) > 0 for image in images)
-    assert alone < 0.93 * len(images)
+    assert alone < 0.96 * len(images)
     assert found >= 0.95 * len(images)
 
 
@@ -227,5 +227,6 @@ def test_photographs_in_are_faces_plus_rejects_and_a_rerun_adds_only_what_is_new
     assert {name: Path(faces, "parts", name).stat().st_mtime_ns for name in before} == before
     assert set(table["face_id"].to_pylist()) < set(second.read("faces")["face_id"].to_pylist())
     assert publish.open_dataset(faces, "jobs/align.py", generation=1).digest == first.digest
+    touch(tmp_path / "other", "Ada/1.jpg", "Ada/2.jpg", "Bo/1.jpg")
     with pytest.raises(MismatchError, match="source is"):
-        align_source(AlignConfig(source=str(tmp_path), faces=faces))
+        align_source(AlignConfig(source=str(tmp_path / "other"), faces=faces))
