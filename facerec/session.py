@@ -27,6 +27,9 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Train would log each line that a worker prints once more; the colours are noise in a file.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
@@ -38,7 +41,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             address="local",
             num_cpus=num_cpus,
             object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
+            include_dashboard=True,  # on loopback; Ray Train asks its state API whether the controller lives
             logging_level=logging.WARNING,
         )
     _quieten_data()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from facerec.embedding.pipeline import EmbedConfig, embed_faces
-from facerec.evaluation.pipeline import EvaluateConfig, evaluate
-from facerec.reporting.page import ReportConfig, write_report
-from facerec.training.loop import TrainConfig, train
-
 from facerec import storage
 from facerec.alignment.pipeline import AlignConfig, align_source
 from facerec.cli import main
+from facerec.embedding.pipeline import EmbedConfig, embed_faces
 from facerec.errors import ConfigError
+from facerec.evaluation.pipeline import EvaluateConfig, evaluate
+from facerec.reporting.page import ReportConfig, write_report
 from facerec.session import ray_session
+from facerec.training.config import TrainConfig
+from facerec.training.loop import train
 
 
 @dataclass(frozen=True, kw_only=True)

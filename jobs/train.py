@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from facerec.training.loop import TrainConfig, train
-
 from facerec.cli import main
 from facerec.session import ray_session
+from facerec.training.config import TrainConfig
+from facerec.training.loop import train
 
 
 def run(config: TrainConfig) -> None:

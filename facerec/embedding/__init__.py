@@ -1,0 +1,1 @@
+"""Faces and a model to vectors."""

@@ -1,0 +1,112 @@
+"""What a training run is told: the root of its configuration, and the optimizer's part of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from facerec.errors import ConfigError
+from facerec.models.embedder import ModelConfig
+from facerec.splits import SplitConfig
+from facerec.training.augment import AugmentConfig
+from facerec.training.mining import MiningConfig
+from facerec.training.schedule import BatchConfig
+
+INDIFFERENT = ("faces", "run", "num_workers", "gpu", "threads", "checkpoint_every", "keep", "log_every")
+"""Settings that may change between a run's attempts. The faces are pinned by their hash, so they may move."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; the learning rate rises linearly, then falls by half a cosine to zero."""
+
+    lr: float = 1e-3
+    """Highest learning rate."""
+    warmup: int = 50
+    """Steps of rise; at most a tenth of all steps are taken for it."""
+    weight_decay: float = 1e-4
+    """Decay of weight matrices; biases and normalisation are left alone."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"lr is {self.lr}; choose above 0 (--optimizer.lr)")
+        if self.warmup < 0:
+            raise ConfigError(f"warmup is {self.warmup}; choose 0 or more (--optimizer.warmup)")
+        if self.weight_decay < 0:
+            raise ConfigError(
+                f"weight_decay is {self.weight_decay}; choose 0 or more (--optimizer.weight_decay)"
+            )
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0: a pure function, so nothing of it is saved."""
+        warmup = min(self.warmup, steps // 10)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Faces to a model. The result depends on nothing but the faces and these settings, at any number of workers."""
+
+    faces: str = "faces"
+    """Folder of aligned faces, local or s3://, as jobs/align.py leaves it."""
+    run: str = "run"
+    """Folder of this run: checkpoints, metrics, the untrained and the trained model."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Who is trained on and who is never seen."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """The global batch."""
+    mining: MiningConfig = field(default_factory=MiningConfig)
+    """The triplets."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Changes of the training faces."""
+    steps: int = 600
+    """Global batches to train on."""
+    seed: int = 0
+    """Decides initial weights, batches, augmentation and dropout."""
+    num_workers: int = 2
+    """Ray workers that share each batch; 0 trains in this process, without Ray."""
+    gpu: bool = False
+    """One GPU a worker (NCCL) instead of one CPU (gloo)."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints: what a kill can cost."""
+    keep: int = 2
+    """Checkpoints kept; a second one is the way out of a damaged first."""
+    log_every: int = 10
+    """Steps between lines of metrics and progress."""
+    threads: int = 1
+    """CPU threads a worker."""
+    init: str | None = None
+    """Folder of a model to start from; without it weights are drawn from the seed."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "checkpoint_every", "keep", "log_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; choose 1 or more (--{name})")
+        if self.num_workers < 0:
+            raise ConfigError(
+                f"num_workers is {self.num_workers}; choose 0 (this process) or more (--num_workers)"
+            )
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the result, by flag: what a run folder belongs to."""
+        settings: dict[str, Any] = {}
+        for item in fields(self):
+            if item.name not in INDIFFERENT:
+                value = getattr(self, item.name)
+                settings |= _flatten(
+                    item.name, asdict(value) if hasattr(value, "__dataclass_fields__") else value
+                )
+        return settings
+
+
+def _flatten(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {f"{name}.{key}": inner for key, inner in value.items()}

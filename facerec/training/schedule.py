@@ -1,0 +1,179 @@
+"""Which faces are trained on at which step: a pure function of (seed, step).
+
+A global batch is P identities x K faces. It is cut into G micro-batches of m faces, the unit of work, whatever the
+number of workers; so a run killed anywhere and resumed at another world size trains on the same global batches.
+
+Legend: P identities a batch, K faces an identity, m faces a micro-batch, G = P * K / m, W workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facerec import seeding
+from facerec.errors import ConfigError
+from facerec.training.index import FaceIndex
+
+AUTO_CAP = 64
+"""More identities than this in a batch only when asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """What a global batch is made of; the number of workers changes none of it."""
+
+    p: int | Literal["auto"] = "auto"
+    """Identities a global batch; auto is the largest that the data and the micro-batch allow, up to 64."""
+    k: int = 4
+    """Faces an identity."""
+    micro_batch: int = 32
+    """Faces embedded at once, and the unit of BatchNorm statistics; must divide p * k."""
+
+    def __post_init__(self) -> None:
+        if self.p != "auto" and self.p < 2:
+            raise ConfigError(f"p is {self.p}; a batch needs at least 2 identities (--batch.p)")
+        if self.k < 2:
+            raise ConfigError(f"k is {self.k}; a pair needs at least 2 faces an identity (--batch.k)")
+        if self.micro_batch < 2:
+            raise ConfigError(
+                f"micro_batch is {self.micro_batch}; BatchNorm needs at least 2 faces (--batch.micro_batch)"
+            )
+        if self.p != "auto" and self.p * self.k % self.micro_batch:
+            raise ConfigError(
+                f"batch {self.p * self.k} is not divisible by micro_batch {self.micro_batch} (p={self.p}, k={self.k}); "
+                f"choose p as a multiple of {_step_of_p(self.k, self.micro_batch)} or another --batch.micro_batch"
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch in k-major order: row j * P + i is face j of identity i."""
+
+    faces: NDArray[np.int64]
+    """Ordinals, [P * K]."""
+    labels: NDArray[np.int64]
+    """Identity numbers, [P * K]."""
+
+
+def trainable(index: FaceIndex, train: Sequence[str]) -> list[str]:
+    """The identities with at least two faces, sorted: one face makes no pair."""
+    return sorted(identity for identity in train if index.count(identity) >= 2)
+
+
+def resolve_p(config: BatchConfig, identities: int) -> int:
+    """P, where ``identities`` can be trained on; raises ConfigError where there are too few for it."""
+    if config.p != "auto":
+        if config.p > identities:
+            raise ConfigError(
+                f"p is {config.p} but {identities} training identities have 2 faces or more; "
+                f"choose --batch.p of at most {identities} or auto"
+            )
+        return config.p
+    step = _step_of_p(config.k, config.micro_batch)
+    p = min(identities, AUTO_CAP) // step * step
+    if p < 2:
+        raise ConfigError(
+            f"{identities} training identities of {config.k} faces do not fill micro-batches of {config.micro_batch}; "
+            f"choose --batch.micro_batch {max(2, identities) * config.k} or smaller, or add people"
+        )
+    return p
+
+
+def share(groups: int, workers: int, rank: int, config: BatchConfig, p: int) -> range:
+    """The micro-batches a rank owns: contiguous, in rank order; the first ranks own one more where it is uneven."""
+    if workers > groups:
+        raise ConfigError(
+            f"{workers} workers but {groups} micro-batches (p={p}, k={config.k}, micro_batch={config.micro_batch}); "
+            "choose fewer --num_workers or a smaller --batch.micro_batch"
+        )
+    each, more = divmod(groups, workers)
+    start = rank * each + min(rank, more)
+    return range(start, start + each + (rank < more))
+
+
+class Schedule:
+    """The sequence of global batches. In each epoch every identity comes once, with its next K faces."""
+
+    def __init__(
+        self, index: FaceIndex, identities: Sequence[str], p: int, config: BatchConfig, seed: int
+    ) -> None:
+        self._index, self._identities, self._k, self._seed = index, list(identities), config.k, seed
+        self.p, self.micro_batch = p, config.micro_batch
+        self.groups = p * config.k // config.micro_batch
+        self._people = Rounds(len(self._identities), p, seed, "identities")
+        self._faces: dict[int, Rounds] = {}
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step, counted from 0."""
+        labels = self._people.take(step)
+        faces = np.stack([self._next_faces(int(label), step) for label in labels], axis=1)
+        return Batch(faces=faces.reshape(-1), labels=np.tile(labels, self._k))
+
+    def _next_faces(self, label: int, step: int) -> NDArray[np.int64]:
+        if label not in self._faces:
+            identity = self._identities[label]
+            count = self._index.count(identity)
+            self._faces[label] = Rounds(count, self._k, self._seed, "faces", identity)
+        turn = self._people.round_of(step, label)
+        return self._index.ordinals(self._identities[label])[self._faces[label].take(turn)]
+
+
+class Rounds:
+    """An endless sequence of numbers below ``count`` in which every round is a permutation, cut into takes.
+
+    A take holds no number twice, also where it straddles two rounds, and after r rounds every number has come
+    exactly r times. Where ``count`` is below ``size``, each take is one permutation, repeated to fill it.
+    """
+
+    def __init__(self, count: int, size: int, *key: int | str) -> None:
+        self._count, self._size, self._key = count, size, key
+        self._round, self._order, self._previous = -1, np.empty(0, np.int64), np.empty(0, np.int64)
+
+    def take(self, number: int) -> NDArray[np.int64]:
+        """The take of that number: int64 [size]."""
+        if self._count < self._size:
+            return np.resize(self._permutation(number), self._size)
+        turn, at = divmod(number * self._size, self._count)
+        head = self._order_of(turn)[at : at + self._size]
+        if len(head) == self._size:
+            return head
+        return np.concatenate([head, self._order_of(turn + 1)[: self._size - len(head)]])
+
+    def round_of(self, number: int, value: int) -> int:
+        """In which round the value of that take stands."""
+        turn, at = divmod(number * self._size, self._count)
+        here = self._order_of(turn)[at : at + self._size]
+        return turn if value in here else turn + 1
+
+    def _order_of(self, turn: int) -> NDArray[np.int64]:
+        """A round's order. Each depends on the one before, so going back starts from the first."""
+        if turn == self._round - 1 and turn >= 0:
+            return self._previous
+        if turn < self._round:
+            self._round, self._order = -1, np.empty(0, np.int64)
+        while self._round < turn:
+            self._previous = self._order
+            self._round += 1
+            self._order = self._arrange(self._permutation(self._round), self._previous)
+        return self._order
+
+    def _arrange(self, order: NDArray[np.int64], previous: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Keep out of the head of a round what the take that straddles its start has already."""
+        taken = self._round * self._count % self._size
+        if not taken:
+            return order
+        fresh = np.flatnonzero(~np.isin(order, previous[-taken:]))[: self._size - taken]
+        return np.concatenate([order[fresh], np.delete(order, fresh)])
+
+    def _permutation(self, turn: int) -> NDArray[np.int64]:
+        return seeding.generator(*self._key, turn).permutation(self._count)
+
+
+def _step_of_p(k: int, micro_batch: int) -> int:
+    """P must be a multiple of this for P * K to be divisible by the micro-batch."""
+    return int(micro_batch // np.gcd(k, micro_batch))
