@@ -68,7 +68,9 @@ def distances(metrics: list[dict[str, Any]]) -> go.Figure:
             x=steps,
             y=high,
             line_width=0,
+            mode="lines",
             fill="tonexty",
+            fillcolor=_faint(color),
             showlegend=False,
             hoverinfo="skip",
             line_color=color,
@@ -99,6 +101,11 @@ def confusion(identification: dict[str, Any]) -> go.Figure:
     return _styled(figure, "answer", "truth", height=560)
 
 
+def _faint(color: str) -> str:
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
+
+
 def _column(metrics: list[dict[str, Any]], key: str) -> list[Any]:
     return [row.get(key) for row in metrics]
 
@@ -120,7 +127,8 @@ def _styled(
         legend={"orientation": "h", "y": 1.12, "x": 0},
     )
     figure.update_xaxes(title=x or None, **axis)
-    figure.update_yaxes(title=y, **axis)
+    figure.update_yaxes(**axis)
+    figure.update_layout(yaxis_title=y)
     if y_range:
-        figure.update_yaxes(range=y_range)
+        figure.update_layout(yaxis_range=y_range)
     return figure

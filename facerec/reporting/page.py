@@ -71,7 +71,8 @@ def render(
         charts |= {"loss": figures.loss(metrics), "distances": figures.distances(metrics)}
     return environment.get_template("page.html").render(
         report=report,
-        identification=report["identification"],
+        identification={name: report["identification"][name] for name in figures.COLORS},
+        verification={name: report["verification"][name] for name in figures.COLORS},
         counts=report["alignment"],
         contacts=contacts,
         rejects=rejects,
@@ -84,7 +85,7 @@ def render(
 def _chart(figure: go.Figure) -> str:
     """A figure as a div and a script; its JSON can end no script."""
     text: str = plotly.io.to_html(
-        figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+        figure, full_html=False, include_plotlyjs=False, default_width="100%", config={"displayModeBar": False, "responsive": True}
     )
     return text
 

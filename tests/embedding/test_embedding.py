@@ -1,0 +1,69 @@
+"""Embedding: every face once, in order, the vectors that the network itself gives; and what does not fit is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facerec import schema, storage
+from facerec.embedding.pipeline import EmbedConfig, embed_faces
+from facerec.errors import DatasetError, MismatchError
+from facerec.models.embedder import ModelConfig, build
+from facerec.models.format import load_model, save_model
+from facerec.models.images import decode_jpeg, to_input
+from tests.support.faces import write_faces
+
+MODEL = ModelConfig(side=64)
+
+
+def config(tmp_path: Path, **changes: str) -> EmbedConfig:
+    paths = {name: str(tmp_path / name) for name in ("faces", "model", "out")}
+    return EmbedConfig(**{**paths, **changes}, batch_size=4, actors=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_every_face_is_embedded_once_by_the_network_itself_and_a_rerun_makes_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    faces = write_faces(tmp_path / "faces", identities=3, per_identity=3)
+    save_model(str(tmp_path / "model"), build(MODEL, seed=0), MODEL, faces.preprocessing, {})
+    done = embed_faces(config(tmp_path))
+    table, source = done.read("embeddings"), faces.read("faces")
+    assert table.schema.equals(schema.EMBEDDINGS)
+    assert table["face_id"].to_pylist() == source["face_id"].to_pylist()
+    network, card = load_model(str(tmp_path / "model"))
+    images = np.stack([decode_jpeg(image["bytes"]) for image in source["image"].to_pylist()])
+    with torch.inference_mode():
+        expected = network(to_input(images, 64)).numpy()
+    vectors = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert set(table["model_id"].to_pylist()) == {card.model_id}
+
+    part = next((tmp_path / "out" / "parts").iterdir())
+    written = part.stat().st_mtime_ns
+    (tmp_path / "out" / "manifest.json").unlink()  # as a kill before the last step leaves it
+    assert embed_faces(config(tmp_path)).read("embeddings").equals(table)
+    assert part.stat().st_mtime_ns == written
+    part.unlink()
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert embed_faces(config(tmp_path)).read("embeddings").equals(table)
+
+
+def test_faces_of_another_preprocessing_are_refused_before_any_work(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", identities=2, per_identity=2)
+    save_model(
+        str(tmp_path / "model"), build(MODEL, seed=0), MODEL, {**faces.preprocessing, "template": "other"}, {}
+    )
+    with pytest.raises(MismatchError, match=r"template is 'other' and 'arcface-112'"):
+        embed_faces(config(tmp_path))
+    assert not storage.exists(str(tmp_path / "out"))
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    write_faces(tmp_path / "faces", identities=2, per_identity=2)
+    with pytest.raises(DatasetError):
+        embed_faces(config(tmp_path))

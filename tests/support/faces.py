@@ -1,0 +1,97 @@
+"""A small published faces/ folder without alignment: each person is a colour with noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from facerec import publish, schema, storage
+from facerec.publish import Dataset
+from facerec.schema import Preprocessing
+
+ROW_GROUP = 16
+"""Small, so that identities straddle row groups."""
+
+
+def write_faces(
+    folder: Path | str,
+    identities: int,
+    per_identity: int,
+    seed: int = 0,
+    *,
+    side: int = schema.FACE_SIDE,
+    generation: int = 1,
+) -> Dataset:
+    """Publish ``identities`` people of ``per_identity`` faces each, named person-000 onwards."""
+    random = np.random.default_rng(seed)
+    rows = [
+        _row(person, number, random.integers(0, 256, 3) if number == 0 else None, random, side)
+        for person in range(identities)
+        for number in range(per_identity)
+    ]
+    colour = np.zeros(3)
+    for row in rows:  # the first face of a person draws the colour that the others keep
+        colour = row.pop("colour") if row["colour"] is not None else colour
+        row.pop("colour", None)
+        row["image"] = {"bytes": _jpeg(colour, random, side), "path": None}
+    return _publish(str(folder), rows, generation)
+
+
+def _row(person: int, number: int, colour: Any, random: np.random.Generator, side: int) -> dict[str, Any]:
+    return {
+        "face_id": f"{person:016x}{number:016x}",
+        "identity": f"person-{person:03d}",
+        "image": None,
+        "source_uri": f"memory://person-{person:03d}/{number}.jpg",
+        "box": [0.0, 0.0, float(side), float(side)],
+        "landmarks": [float(side) / 2] * 10,
+        "confidence": 0.99,
+        "blur": 100.0,
+        "phash": int(random.integers(0, 2**62)),
+        "colour": colour,
+    }
+
+
+def _jpeg(colour: Any, random: np.random.Generator, side: int) -> bytes:
+    coarse = np.clip(colour + random.normal(0, 40, (8, 8, 3)), 0, 255).astype(np.uint8)
+    image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_LINEAR)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def _publish(folder: str, rows: list[dict[str, Any]], generation: int) -> Dataset:
+    below = f"generations/{generation:04d}"
+    faces, index, rejects = (f"{below}/{name}.parquet" for name in ("faces-00000", "index", "rejects"))
+    spans = _spans(faces, rows)
+    storage.write_table(
+        storage.join(folder, faces), pa.Table.from_pylist(rows, schema.FACES), row_group_size=ROW_GROUP
+    )
+    storage.write_table(storage.join(folder, index), pa.Table.from_pylist(spans, schema.INDEX))
+    storage.write_table(storage.join(folder, rejects), schema.REJECTS.empty_table())
+    files = [
+        publish.describe(folder, faces, "faces", len(rows)),
+        publish.describe(folder, index, "index", len(spans)),
+        publish.describe(folder, rejects, "rejects", 0),
+    ]
+    people = len({row["identity"] for row in rows})
+    about = {
+        "preprocessing": Preprocessing().to_json(),
+        "counts": {"faces": len(rows), "identities": people},
+    }
+    return publish.publish(folder, generation, files, about)
+
+
+def _spans(path: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    spans: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        group, at = divmod(number, ROW_GROUP)
+        if spans and spans[-1]["identity"] == row["identity"] and spans[-1]["row_group"] == group:
+            spans[-1]["rows"] += 1
+        else:
+            spans.append(
+                {"identity": row["identity"], "file": path, "row_group": group, "first_row": at, "rows": 1}
+            )
+    return spans
