@@ -1,0 +1,164 @@
+"""The claim that carries the design: loss and gradient at any world size are those of one process on the whole batch.
+
+The oracle is plain: one forward a micro-batch, all distances, loops over triplets, one mean. It shares no line with
+the code under test but the miners' words.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerec.training.gather import world
+from facerec.training.mining import Miner
+from facerec.training.step import MicroBatches, forward
+from tests.support.ddp import run_ddp
+from tests.training.test_mining import MINERS, by_loops
+
+GROUPS, MICRO, PEOPLE, MARGIN = 5, 6, 6, 0.3
+CASES = [(miner, norm, alone) for miner in MINERS for norm in (False, True) for alone in (False, True)]
+"""(miner, with BatchNorm, with active triplets in the first micro-batch alone)."""
+
+
+def small_network(norm: bool) -> nn.Module:
+    torch.manual_seed(5)
+    middle: nn.Module = nn.BatchNorm2d(4) if norm else nn.Identity()
+    head: nn.Module = nn.BatchNorm1d(8) if norm else nn.Identity()
+    layers = [nn.Conv2d(3, 4, 3), middle, nn.Tanh(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 8), head]
+    return nn.Sequential(*layers, _Normalise()).double()
+
+
+class _Normalise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1)
+
+
+def batch_of(alone: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and faces; a face stands twice. ``alone``: only two people of the first micro-batch pair up."""
+    torch.manual_seed(6)
+    images = torch.randn(GROUPS * MICRO, 3, 6, 6, dtype=torch.float64)
+    labels = torch.arange(GROUPS * MICRO) % PEOPLE
+    faces = torch.arange(GROUPS * MICRO)
+    if alone:
+        labels = torch.arange(GROUPS * MICRO) + 10
+        labels[:4] = torch.tensor([0, 0, 1, 1])
+    else:
+        faces[PEOPLE] = faces[0]
+    return images, labels, faces
+
+
+def our_step(miner: Miner, norm: bool, alone: bool, margin: float = MARGIN) -> dict[str, Any]:
+    """One step by the code under test, on this rank: loss summed over ranks / W, gradient after DDP, statistics."""
+    rank, workers = world()
+    each, more = divmod(GROUPS, workers)
+    counts = [each + (r < more) for r in range(workers)]
+    groups = range(sum(counts[:rank]), sum(counts[: rank + 1]))
+    images, labels, faces = batch_of(alone)
+    network = small_network(norm)
+    model: nn.Module = MicroBatches(network, GROUPS)
+    if workers > 1:
+        model = nn.parallel.DistributedDataParallel(
+            model, forward_sync_buffers=False, find_unused_parameters=True
+        )
+    result = forward(
+        model,
+        images[groups.start * MICRO : groups.stop * MICRO],
+        labels,
+        faces,
+        seeds=[900 + group for group in groups],
+        sizes=[count * MICRO for count in counts],
+        miner=miner,
+        margin=margin,
+    )
+    result.loss.backward()  # type: ignore[no-untyped-call]
+    return {
+        "loss": float(result.loss.detach()) / workers,
+        "active": int(result.sums.active),
+        "gradient": torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]),
+        "buffers": {name: buffer.clone() for name, buffer in network.named_buffers()},
+    }
+
+
+def our_steps() -> list[dict[str, Any]]:
+    return [our_step(*case) for case in CASES]
+
+
+def plain_step(miner: Miner, norm: bool, alone: bool) -> tuple[float, Tensor, dict[str, Tensor]]:
+    """The oracle: (loss, gradient, running statistics)."""
+    images, labels, faces = batch_of(alone)
+    network = small_network(norm)
+    running = _plain_statistics(network, images)
+    embedded = []
+    for group, micro_batch in enumerate(images.chunk(GROUPS)):
+        torch.manual_seed(900 + group)
+        embedded.append(network(micro_batch))
+    z = torch.cat(embedded)
+    triplets = by_loops(miner, z.detach(), labels, faces, MARGIN)
+    losses = [(z[a] - z[p]).square().sum() - (z[a] - z[n]).square().sum() + MARGIN for a, p, n in triplets]
+    active = [loss for loss in losses if loss > 0]
+    mean = torch.stack(active).mean()
+    mean.backward()  # type: ignore[no-untyped-call]
+    gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    return float(mean.detach()), gradient, running
+
+
+def _plain_statistics(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Fresh running statistics (0 and 1) after one step of 0.1 to the mean over micro-batches of theirs."""
+    seen: list[dict[str, Tensor]] = []
+    for group, micro_batch in enumerate(images.chunk(GROUPS)):
+        alone = deepcopy(network)
+        for layer in alone.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.momentum = 1.0
+        torch.manual_seed(900 + group)
+        alone(micro_batch)
+        seen.append({name: buffer for name, buffer in alone.named_buffers() if "running" in name})
+    means = {name: torch.stack([statistics[name] for statistics in seen]).mean(0) for name in seen[0]}
+    return {name: 0.1 * mean + (0.9 if name.endswith("var") else 0.0) for name, mean in means.items()}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_loss_gradient_and_statistics_are_those_of_one_process(world_size: int) -> None:
+    ranks = run_ddp(world_size, our_steps)
+    for number, case in enumerate(CASES):
+        loss, gradient, running = plain_step(*case)
+        steps = [steps[number] for steps in ranks]
+        assert gradient.norm() > 1e-3
+        assert abs(sum(step["loss"] for step in steps) - loss) < 1e-9, case
+        for step in steps:
+            torch.testing.assert_close(step["gradient"], gradient, rtol=0, atol=1e-9)
+            for name, expected in running.items():
+                torch.testing.assert_close(step["buffers"][name], expected, rtol=0, atol=1e-9)
+        if case[2]:
+            assert all(step["active"] == 0 for step in steps[1:]), "only the first rank has triplets"
+
+
+def test_one_process_without_a_group_runs_the_same_lines() -> None:
+    for case in CASES:
+        loss, gradient, _ = plain_step(*case)
+        step = our_step(*case)
+        assert abs(step["loss"] - loss) < 1e-9
+        torch.testing.assert_close(step["gradient"], gradient, rtol=0, atol=1e-9)
+
+
+def test_a_step_without_any_triplet_has_a_zero_gradient_and_not_none() -> None:
+    images, _, faces = batch_of(alone=False)
+    network = small_network(norm=True)
+    result = forward(
+        MicroBatches(network, GROUPS),
+        images,
+        torch.arange(len(images)),
+        faces,
+        seeds=range(GROUPS),
+        sizes=[len(images)],
+        miner="batch_hard",
+        margin=MARGIN,
+    )
+    result.loss.backward()  # type: ignore[no-untyped-call]
+    assert float(result.loss.detach()) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in network.parameters())

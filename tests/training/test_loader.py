@@ -1,0 +1,87 @@
+"""The loader gives the faces that the schedule names, the same ones to any share, and reads no more than it may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facerec.errors import ConfigError, DatasetError
+from facerec.publish import Dataset
+from facerec.training.augment import AugmentConfig, augment
+from facerec.training.index import FaceIndex
+from facerec.training.loader import FaceStore, Loader
+from facerec.training.schedule import BatchConfig, Schedule
+from tests.support.faces import write_faces
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_faces(tmp_path_factory.mktemp("faces"), 10, 5, side=64)
+
+
+def loader_of(faces: Dataset) -> Loader:
+    index = FaceIndex(faces.read("index"))
+    schedule = Schedule(index, index.identities, 8, BatchConfig(p=8, k=4, micro_batch=8), 0)
+    return Loader(store=FaceStore(faces, index), schedule=schedule, side=32, augment=AugmentConfig(), seed=0)
+
+
+def test_every_ordinal_gives_the_bytes_of_its_row_with_a_tiny_cache_too(faces: Dataset) -> None:
+    stored = [image["bytes"] for image in faces.read("faces", ["image"])["image"].to_pylist()]
+    order = np.random.default_rng(0).permutation(50)
+    for cache_bytes in (1, 2**30):
+        store = FaceStore(faces, FaceIndex(faces.read("index")), cache_bytes)
+        assert store.read(order) == [stored[i] for i in order]
+    store = FaceStore(faces, FaceIndex(faces.read("index")), 1)
+    store.read(order)
+    assert len(store._groups) == 1
+
+
+def test_any_share_of_a_step_gives_the_same_pixels(faces: Dataset) -> None:
+    whole = loader_of(faces).load(3, range(4))
+    parts = [loader_of(faces).load(3, groups) for groups in (range(1), range(1, 3), range(3, 4))]
+    assert whole.images.shape == (32, 3, 32, 32)
+    assert whole.images.abs().max() <= 1
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    assert torch.equal(parts[1].faces, whole.faces)
+
+
+def test_steps_made_ahead_are_the_steps_asked_for_and_leaving_early_stops_the_thread(faces: Dataset) -> None:
+    loader = loader_of(faces)
+    shares = loader.ahead(range(5, 100), range(2))
+    for step in (5, 6):
+        share = next(shares)
+        assert share.step == step
+        assert torch.equal(share.images, loader_of(faces).load(step, range(2)).images)
+    shares.close()
+
+
+def test_a_missing_shard_is_one_line_in_the_thread_that_trains(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path, 10, 5, side=64)
+    Path(faces.uris("faces")[0]).unlink()
+    with pytest.raises(DatasetError, match=r"faces-00000\.parquet, row group .*jobs/align\.py"):
+        next(loader_of(faces).ahead(range(2), range(4)))
+
+
+def test_zeros_change_nothing_and_the_same_numbers_change_the_same() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    nothing = AugmentConfig(flip=0, crop=0, brightness=0, contrast=0, grey=0)
+    assert np.array_equal(augment(image, 32, nothing, np.random.default_rng(1)), image)
+    one, same, other = (
+        augment(image, 24, AugmentConfig(), np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert one.shape == (24, 24, 3)
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    flipped = augment(
+        image, 32, AugmentConfig(flip=1, crop=0, brightness=0, contrast=0, grey=0), np.random.default_rng(1)
+    )
+    assert np.array_equal(flipped, image[:, ::-1])
+
+
+@pytest.mark.parametrize("wrong", [{"flip": 2.0}, {"crop": 0.6}, {"brightness": -1.0}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="--augment"):
+        AugmentConfig(**wrong)

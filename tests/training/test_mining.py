@@ -1,0 +1,128 @@
+"""Miners against triple loops written from DESIGN's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerec.errors import ConfigError
+from facerec.training.losses import triplet_sum
+from facerec.training.mining import Miner, MiningConfig, mine
+
+MINERS: list[Miner] = ["batch_hard", "semi_hard", "seed"]
+Found = set[tuple[int, int, int]]
+
+
+def random_batch(seed: int, size: int = 24, people: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit vectors [b, 5] float64, labels, and faces of which some stand twice; one person has a single face."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, people, (size,), generator=random)
+    labels[3] = people
+    embeddings = F.normalize(torch.randn(size, 5, generator=random, dtype=torch.float64), dim=1)
+    faces = torch.arange(size) + 100
+    first = int((labels == labels[0]).nonzero()[1])
+    faces[first], embeddings[first] = faces[0], embeddings[0]
+    return embeddings, labels, faces
+
+
+def by_loops(miner: Miner, embeddings: Tensor, labels: Tensor, faces: Tensor, margin: float) -> Found:
+    d = (embeddings[:, None] - embeddings).square().sum(2).tolist()
+    return set(_loop(miner, d, labels.tolist(), faces.tolist(), margin))
+
+
+def _loop(
+    miner: Miner, d: list[list[float]], labels: list[int], faces: list[int], margin: float
+) -> Iterator[tuple[int, int, int]]:
+    everyone = range(len(labels))
+    for a in everyone:
+        positives = [p for p in everyone if labels[p] == labels[a] and faces[p] != faces[a]]
+        negatives = [n for n in everyone if labels[n] != labels[a]]
+        if not positives or not negatives:
+            continue
+        if miner != "semi_hard":
+            positives = [max(positives, key=lambda p: d[a][p])]
+        for p in positives:
+            semi = [n for n in negatives if d[a][p] < d[a][n] < d[a][p] + margin]
+            if miner == "batch_hard" or (miner == "seed" and not semi):
+                semi = negatives
+            if semi:
+                yield a, p, min(semi, key=lambda n: d[a][n])
+
+
+def mined(
+    miner: Miner, batch: tuple[Tensor, Tensor, Tensor], rows: range, block: int, margin: float
+) -> Found:
+    embeddings, labels, faces = batch
+    local = embeddings[rows.start : rows.stop]
+    found = mine(miner, local, embeddings, labels, faces, rows.start, margin, block)
+    columns = [found.anchors + rows.start, found.positives, found.negatives]
+    return {tuple(row) for row in torch.stack(columns, 1)[found.valid].tolist()}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("miner", MINERS)
+@pytest.mark.parametrize("margin", [0.2, 2.0])
+def test_miners_find_what_triple_loops_find(miner: Miner, margin: float) -> None:
+    for seed in range(5):
+        batch = random_batch(seed)
+        expected = by_loops(miner, *batch, margin)
+        assert expected
+        assert _faces(mined(miner, batch, range(24), 1024, margin), batch) == _faces(expected, batch)
+
+
+def _faces(triplets: Found, batch: tuple[Tensor, Tensor, Tensor]) -> set[tuple[int, ...]]:
+    """By face, because two rows of one face are equally near and either may be taken."""
+    faces = batch[2].tolist()
+    return {(a, faces[p], faces[n]) for a, p, n in triplets}
+
+
+@pytest.mark.parametrize("miner", MINERS)
+def test_blocks_and_shares_find_what_the_whole_finds(miner: Miner) -> None:
+    batch = random_batch(7)
+    whole = mined(miner, batch, range(24), 1024, 0.2)
+    shares = [mined(miner, batch, rows, 3, 0.2) for rows in (range(10), range(10, 17), range(17, 24))]
+    assert set.union(*shares) == whole
+
+
+@pytest.mark.parametrize("miner", MINERS)
+def test_a_batch_of_one_person_or_of_single_faces_has_no_triplet(miner: Miner) -> None:
+    embeddings, _, faces = random_batch(0)
+    for labels in (torch.zeros(24, dtype=torch.int64), torch.arange(24)):
+        assert not mined(miner, (embeddings, labels, faces), range(24), 8, 0.2)
+
+
+def test_equal_embeddings_have_a_finite_gradient() -> None:
+    embeddings = F.normalize(torch.ones(8, 4), dim=1).requires_grad_()
+    labels, faces = torch.arange(8) % 4, torch.arange(8)
+    found = mine("batch_hard", embeddings, embeddings, labels, faces, 0, 0.2)
+    sums = triplet_sum(embeddings, embeddings, found, 0.2)
+    sums.total.backward()  # type: ignore[no-untyped-call]
+    assert int(sums.active) == 8
+    torch.testing.assert_close(sums.total / 8, torch.tensor(0.2))
+    assert embeddings.grad is not None
+    assert embeddings.grad.isfinite().all()
+
+
+def test_mining_keeps_full_precision_under_autocast() -> None:
+    embeddings, labels, faces = random_batch(1)
+    plain = mine("semi_hard", embeddings.float(), embeddings.float(), labels, faces, 0, 0.2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = mine("semi_hard", embeddings.float(), embeddings.float(), labels, faces, 0, 0.2)
+    assert torch.equal(plain.negatives, cast.negatives)
+    assert torch.equal(plain.valid, cast.valid)
+
+
+def test_a_curriculum_turns_from_semi_hard_to_batch_hard() -> None:
+    config = MiningConfig(strategy="curriculum", hard_after=0.5)
+    assert [config.miner(step, 4) for step in range(4)] == ["semi_hard"] * 2 + ["batch_hard"] * 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"margin": 0.0}, {"margin": 5.0}, {"strategy": "hardest"}, {"hard_after": 2.0}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="--mining"):
+        MiningConfig(**wrong)  # type: ignore[arg-type]
