@@ -85,7 +85,11 @@ def render(
 def _chart(figure: go.Figure) -> str:
     """A figure as a div and a script; its JSON can end no script."""
     text: str = plotly.io.to_html(
-        figure, full_html=False, include_plotlyjs=False, default_width="100%", config={"displayModeBar": False, "responsive": True}
+        figure,
+        full_html=False,
+        include_plotlyjs=False,
+        default_width="100%",
+        config={"displayModeBar": False, "responsive": True},
     )
     return text
 
