@@ -21,7 +21,7 @@ Traits = Mapping[str, float]
 # Lengths are in half heads: the head's centre is (0, 0), its crown (0, -1), its chin about (0, 1); x right, y down.
 # Draws are uniform. A trait whose range begins below zero and is tested with `> 0` is absent in the others.
 IDENTITY: dict[str, tuple[float, float]] = {
-    "width": (0.64, 0.86), "chin": (0.94, 1.14), "jaw": (0.5, 1.15), "ear": (0.10, 0.19), "skin": (0, 1),
+    "width": (0.68, 0.86), "chin": (0.94, 1.14), "jaw": (0.5, 1.15), "ear": (0.10, 0.19), "skin": (0, 1),
     "ruddy": (-1, 1), "hair": (0, 1), "hairline": (-0.8, -0.45), "recess": (2.5, 9), "parting": (-0.7, 0.7),
     "sweep": (-0.14, 0.14), "volume": (0.06, 0.24), "length": (-0.5, 1.3), "curl": (-0.04, 0.05),
     "eye_y": (-0.06, 0.08), "eye_x": (0.285, 0.37), "eye_width": (0.115, 0.165), "eye_height": (0.062, 0.09),
@@ -34,10 +34,10 @@ IDENTITY: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 # Angles are in radians; scale and shifts are fractions of the side; noise and black are grey levels; blur is pixels.
 PHOTOGRAPH: dict[str, tuple[float, float]] = {
-    "roll": (-0.32, 0.32), "yaw": (-0.45, 0.45), "pitch": (-0.32, 0.14), "scale": (0.21, 0.3), "shift_x": (-0.08, 0.08),
+    "roll": (-0.32, 0.32), "yaw": (-0.45, 0.45), "pitch": (-0.32, 0.12), "scale": (0.21, 0.3), "shift_x": (-0.08, 0.08),
     "shift_y": (-0.06, 0.05), "smile": (-0.04, 0.09), "open": (-0.09, 0.09), "lids": (0.65, 1.15),
-    "lift": (-0.05, 0.05), "gaze_x": (-0.35, 0.35), "gaze_y": (-0.2, 0.2), "light_x": (-1.4, 1.4),
-    "light_y": (-0.9, 0.3), "strength": (0.1, 0.7), "gain": (0.95, 1.3), "gamma": (0.7, 1.2), "warmth": (-0.25, 0.35),
+    "lift": (-0.05, 0.05), "gaze_x": (-0.35, 0.35), "gaze_y": (-0.2, 0.2), "light_x": (-1.55, 1.55),
+    "light_y": (-1.1, 0.4), "strength": (0.25, 0.72), "gain": (0.9, 1.35), "gamma": (0.62, 1.25), "warmth": (-0.25, 0.35),
     "tint": (-0.16, 0.16), "blur": (0.2, 1.3), "noise": (0, 6), "quality": (35, 95), "black": (0, 45),
     "white": (0.85, 1.05),
 }  # fmt: skip
