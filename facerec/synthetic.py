@@ -1,7 +1,14 @@
 """Drawn faces, so that tests and demonstrations have identities without anybody's photographs.
 
 Geometry and colours are a pure function of (seed, identity); pose, light, expression, clothes, background and camera
-are one of (seed, identity, photograph). MEASURED
+are one of (seed, identity, photograph). Neither too easy nor too strange, as measured at 250 pixels:
+
+- MTCNN with its defaults finds 995 of 1,000 photographs of 50 people, and 496 of 500 of another seed; its landmarks
+  are off by 0.08 interocular distances (median).
+- 10 people at 16x16 pixels, aligned by MTCNN, 12 of 24 photographs for training: an RBF SVM is right 0.53 of the
+  time, a linear one 0.72. At 48x48, aligned by the drawn landmarks, 18 of 24 for training, a three-layer CNN
+  reaches 1.0 on the held-out photographs of 10 people, and of 40.
+- 18 ms of one CPU core a photograph, on a busy machine.
 """
 
 import os
@@ -28,18 +35,18 @@ IDENTITY: dict[str, tuple[float, float]] = {
     "slant": (-0.25, 0.25), "iris": (0, 1), "iris_size": (0.85, 1.15), "brow_width": (0.14, 0.22),
     "brow_thick": (0.02, 0.06), "brow_angle": (-0.3, 0.25), "brow_arch": (0, 0.09), "brow_gap": (0.14, 0.19),
     "nose": (0.32, 0.46), "nose_width": (0.09, 0.18), "mouth_gap": (0.18, 0.25), "mouth_width": (0.19, 0.31),
-    "lip_up": (0.025, 0.065), "lip_low": (0.035, 0.09), "lip": (0, 1), "beard": (-1.6, 1), "moustache": (-4, 1),
-    "glasses": (-3, 1), "mole": (-1, 1), "mole_x": (-0.5, 0.5), "mole_y": (0.15, 0.75), "freckles": (-2, 1),
-    "age": (-0.5, 1),
+    "lip_up": (0.025, 0.065), "lip_low": (0.035, 0.09), "lip": (0, 1), "beard": (-1.6, 1),
+    "moustache": (-4, 1), "glasses": (-3, 1), "mole": (-1, 1), "mole_x": (-0.5, 0.5), "mole_y": (0.15, 0.75),
+    "freckles": (-2, 1), "age": (-0.5, 1),
 }  # fmt: skip
 # Angles are in radians; scale and shifts are fractions of the side; noise and black are grey levels; blur is pixels.
 PHOTOGRAPH: dict[str, tuple[float, float]] = {
-    "roll": (-0.32, 0.32), "yaw": (-0.45, 0.45), "pitch": (-0.32, 0.12), "scale": (0.21, 0.3), "shift_x": (-0.08, 0.08),
-    "shift_y": (-0.06, 0.05), "smile": (-0.04, 0.09), "open": (-0.09, 0.09), "lids": (0.65, 1.15),
-    "lift": (-0.05, 0.05), "gaze_x": (-0.35, 0.35), "gaze_y": (-0.2, 0.2), "light_x": (-1.55, 1.55),
-    "light_y": (-1.1, 0.4), "strength": (0.25, 0.72), "gain": (0.9, 1.35), "gamma": (0.62, 1.25), "warmth": (-0.25, 0.35),
-    "tint": (-0.16, 0.16), "blur": (0.2, 1.3), "noise": (0, 6), "quality": (35, 95), "black": (0, 45),
-    "white": (0.85, 1.05),
+    "roll": (-0.32, 0.32), "yaw": (-0.45, 0.45), "pitch": (-0.32, 0.12), "scale": (0.21, 0.3),
+    "shift_x": (-0.08, 0.08), "shift_y": (-0.06, 0.05), "smile": (-0.04, 0.09), "open": (-0.09, 0.09),
+    "lids": (0.65, 1.15), "lift": (-0.05, 0.05), "gaze_x": (-0.35, 0.35), "gaze_y": (-0.2, 0.2),
+    "light_x": (-1.55, 1.55), "light_y": (-1.1, 0.4), "strength": (0.25, 0.72), "gain": (0.9, 1.35),
+    "gamma": (0.62, 1.25), "warmth": (-0.25, 0.35), "tint": (-0.16, 0.16), "blur": (0.2, 1.3),
+    "noise": (0, 6), "quality": (35, 95), "black": (0, 45), "white": (0.85, 1.05),
 }  # fmt: skip
 SKIN = ((134, 90, 66), (152, 104, 76), (176, 126, 94), (205, 156, 122), (228, 184, 152), (242, 208, 186))
 HAIR = ((22, 18, 18), (48, 30, 22), (88, 54, 32), (140, 62, 30), (176, 128, 70), (222, 190, 126), (150,) * 3)
