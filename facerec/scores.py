@@ -12,6 +12,9 @@ from facerec.errors import ConfigError
 
 Floats = NDArray[np.floating]
 
+BLOCK = 1024
+"""Probes compared at a time: memory is BLOCK x gallery, not probes x gallery."""
+
 
 def wilson_interval(hits: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Interval of a proportion (95 % by default) that stays sensible at 0 and at 1.
@@ -72,5 +75,8 @@ def nearest_neighbour_accuracy(
     gallery: Floats, gallery_names: NDArray[np.str_], probes: Floats, probe_names: NDArray[np.str_]
 ) -> float:
     """Share of probes [m, d] whose nearest gallery row [n, d] is of the same person; ties take the first."""
-    nearest = squared_distances(probes, gallery).argmin(axis=1)
+    blocks = range(0, len(probes), BLOCK)
+    nearest = np.concatenate(
+        [squared_distances(probes[at : at + BLOCK], gallery).argmin(axis=1) for at in blocks]
+    )
     return float(np.mean(gallery_names[nearest] == probe_names))

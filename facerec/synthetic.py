@@ -1,13 +1,13 @@
 """Drawn faces, so that tests and demonstrations have identities without anybody's photographs.
 
-Geometry and colours are a pure function of (seed, identity); pose, light, expression, clothes, background and camera
-are one of (seed, identity, photograph). Neither too easy nor too strange, as measured at 250 pixels:
+Geometry and colours are a pure function of (seed, identity); pose, light, expression, clothes, background and
+camera are one of (seed, identity, photograph). Neither too easy nor too strange, as measured at 250 pixels:
 
-- MTCNN with its defaults finds 995 of 1,000 photographs of 50 people, and 496 of 500 of another seed; its landmarks
-  are off by 0.08 interocular distances (median).
-- 10 people at 16x16 pixels, aligned by MTCNN, 12 of 24 photographs for training: an RBF SVM is right 0.53 of the
-  time, a linear one 0.72. At 48x48, aligned by the drawn landmarks, 18 of 24 for training, a three-layer CNN
-  reaches 1.0 on the held-out photographs of 10 people, and of 40.
+- MTCNN with its defaults finds 995 of 1,000 photographs of 50 people, and 496 of 500 of another seed; its
+  landmarks are off by 0.08 interocular distances (median).
+- 10 people at 16x16 pixels, aligned by MTCNN, 12 of 24 photographs trained on: an RBF SVM is right 0.53 of
+  the time, a linear one 0.72. At 48x48, aligned by the drawn landmarks, 18 of 24 for training, a CNN of three
+  layers reaches 1.0 on the held-out photographs of 10 people, and of 40.
 - 18 ms of one CPU core a photograph, on a busy machine.
 """
 
@@ -25,7 +25,7 @@ from facerec.errors import ConfigError
 Floats = NDArray[np.float64]
 Traits = Mapping[str, float]
 
-# Lengths are in half heads: the head's centre is (0, 0), its crown (0, -1), its chin about (0, 1); x right, y down.
+# Lengths are in half heads: the head's centre is (0, 0), its crown (0, -1), its chin about (0, 1); y is down.
 # Draws are uniform. A trait whose range begins below zero and is tested with `> 0` is absent in the others.
 IDENTITY: dict[str, tuple[float, float]] = {
     "width": (0.68, 0.86), "chin": (0.94, 1.14), "jaw": (0.5, 1.15), "ear": (0.10, 0.19), "skin": (0, 1),
@@ -39,7 +39,7 @@ IDENTITY: dict[str, tuple[float, float]] = {
     "moustache": (-4, 1), "glasses": (-3, 1), "mole": (-1, 1), "mole_x": (-0.5, 0.5), "mole_y": (0.15, 0.75),
     "freckles": (-2, 1), "age": (-0.5, 1),
 }  # fmt: skip
-# Angles are in radians; scale and shifts are fractions of the side; noise and black are grey levels; blur is pixels.
+# Angles are in radians; scale and shifts fractions of the side; noise and black grey levels; blur pixels.
 PHOTOGRAPH: dict[str, tuple[float, float]] = {
     "roll": (-0.32, 0.32), "yaw": (-0.45, 0.45), "pitch": (-0.32, 0.12), "scale": (0.21, 0.3),
     "shift_x": (-0.08, 0.08), "shift_y": (-0.06, 0.05), "smile": (-0.04, 0.09), "open": (-0.09, 0.09),
@@ -188,7 +188,7 @@ def _mask(
 
 
 def _streams(identity: int, photograph: int, seed: int) -> tuple[np.random.Generator, np.random.Generator]:
-    # A person is photograph 0: SeedSequence pads with zeros, so [seed, identity] would be that stream as well.
+    # A person is photograph 0: SeedSequence pads with zeros, so [seed, identity] would be that stream too.
     return np.random.default_rng([seed, identity, 0]), np.random.default_rng([seed, identity, photograph + 1])
 
 
@@ -363,7 +363,7 @@ def _grow(small: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 
 
 def _shade(sketch: Sketch) -> NDArray[np.float32]:
-    """Brightness [32, 32] of a Lambertian ellipsoid in the head's place; the room behind it falls off alike."""
+    """Brightness [32, 32] of a Lambertian ellipsoid in the head's place; the room falls off alike."""
     view, axis = sketch.view, (np.arange(32) + 0.5) * sketch.side / 32
     pixels = np.stack(np.meshgrid(axis, axis), axis=-1) - sketch.centre
     flat = pixels @ np.linalg.inv(sketch.turn) / (sketch.face["width"], 1.1)

@@ -44,3 +44,12 @@ def test_the_nearest_neighbour_is_scikit_learns() -> None:
     names, truth = rng.choice(list("abc"), 60), rng.choice(list("abc"), 40)
     oracle = KNeighborsClassifier(1).fit(gallery, names).score(probes, truth)
     assert abs(scores.nearest_neighbour_accuracy(gallery, names, probes, truth) - oracle) < 1e-9
+
+
+def test_blocks_of_probes_change_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    gallery, probes = rng.normal(size=(50, 8)), rng.normal(size=(31, 8))
+    names, truth = rng.choice(list("abc"), 50), rng.choice(list("abc"), 31)
+    whole = scores.nearest_neighbour_accuracy(gallery, names, probes, truth)
+    monkeypatch.setattr(scores, "BLOCK", 7)
+    assert scores.nearest_neighbour_accuracy(gallery, names, probes, truth) == whole

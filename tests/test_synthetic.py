@@ -1,4 +1,4 @@
-"""Drawn faces are faces to MTCNN, the same ones for the same seed, and different people for different identities."""
+"""Drawn faces are faces to MTCNN, the same for the same seed, and other people for other identities."""
 
 from pathlib import Path
 

@@ -18,6 +18,7 @@ import facerec
 from facerec import publish, scores, storage
 from facerec.errors import MismatchError, SourceError
 from facerec.evaluation.identification import Halves, halves, identify
+from facerec.models.format import read_card
 from facerec.models.images import decode_jpeg
 
 PIXELS = 16
@@ -106,13 +107,20 @@ def _run_file(run: str) -> str:
 def _require_one_origin(
     config: EvaluateConfig, faces: publish.Dataset, trained: publish.Dataset, control: publish.Dataset
 ) -> None:
-    for flag, folder, dataset in (
-        ("--embeddings", config.embeddings, trained),
-        ("--control", config.control, control),
+    for flag, folder, dataset, model in (
+        ("--embeddings", config.embeddings, trained, "model"),
+        ("--control", config.control, control, "untrained"),
     ):
         if dataset.manifest["faces_digest"] != faces.digest:
             raise MismatchError(
                 f"{folder} was made from other faces than {config.faces}; embed these faces again ({flag})"
+            )
+        # Another run's split would score people that this network was trained on, and look splendid.
+        ours = read_card(storage.join(storage.absolute(config.run), model)).model_id
+        if dataset.manifest["model_id"] != ours:
+            raise MismatchError(
+                f"{folder} was embedded by model {dataset.manifest['model_id']} and {config.run}/{model} is {ours}; "
+                f"embed with {config.run}/{model} ({flag}) or name the run it belongs to (--run)"
             )
     if trained.manifest["model_id"] == control.manifest["model_id"]:
         raise MismatchError(
@@ -128,6 +136,10 @@ def _load(
     tables = {"trained": trained.read("embeddings"), "untrained": control.read("embeddings")}
     identities = np.array([str(name) for name in tables["trained"]["identity"].to_pylist()])
     keep = np.flatnonzero(np.isin(identities, sorted(people)))
+    if not len(keep):
+        raise SourceError(
+            f"none of the run's {len(people)} unseen people is in {faces.folder}; name its faces (--faces)"
+        )
     vectors = {
         name: np.stack(table["embedding"].take(keep).to_numpy(zero_copy_only=False))
         for name, table in tables.items()

@@ -27,6 +27,7 @@ def accuracy(identification: dict[str, Any]) -> go.Figure:
             marker_color=[COLORS[name] for name in names],
             text=[f"{value:.3f}" for value in values],
             textposition="inside",
+            insidetextanchor="middle",
             error_y={
                 "type": "data",
                 "array": [high - value for high, value in zip(highs, values, strict=True)],
@@ -52,7 +53,14 @@ def loss(metrics: list[dict[str, Any]]) -> go.Figure:
         yaxis="y2",
     )
     figure.update_layout(
-        yaxis2={"overlaying": "y", "side": "right", "range": [0, 1.05], "title": "active fraction"}
+        yaxis2={
+            "overlaying": "y",
+            "side": "right",
+            "range": [0, 1.05],
+            "title": "active fraction",
+            "tickmode": "linear",
+            "dtick": 0.25,
+        }
     )
     return _styled(figure, "step", "loss")
 
@@ -86,19 +94,29 @@ def confusion(identification: dict[str, Any]) -> go.Figure:
         sum(row) - row[at] + sum(other[at] for other in counts) - row[at] for at, row in enumerate(counts)
     ]
     shown = sorted(sorted(range(len(people)), key=lambda at: -wrong[at])[:MOST_CONFUSED])
-    labels = [f"{html.escape(people[at])[:40]}" for at in shown]
+    places = list(
+        range(len(shown))
+    )  # names are labels only: as categories, two that shorten alike would be one
+    labels = [_short(people[at]) for at in shown]
     figure = go.Figure(
         go.Heatmap(
-            x=labels,
-            y=labels,
+            x=places,
+            y=places,
             z=[[counts[row][column] for column in shown] for row in shown],
+            text=[[f"truth {truth}<br>answer {answer}" for answer in labels] for truth in labels],
             colorscale=[[0, "rgba(47,129,247,0.03)"], [1, TRAINED]],
-            hovertemplate="truth %{y}<br>answer %{x}<br>%{z} photographs<extra></extra>",
+            hovertemplate="%{text}<br>%{z} photographs<extra></extra>",
         )
     )
-    figure.update_yaxes(autorange="reversed", type="category")
-    figure.update_xaxes(type="category")
+    ticks = {"tickmode": "array", "tickvals": places, "ticktext": labels}
+    figure.update_yaxes(autorange="reversed", **ticks)
+    figure.update_xaxes(**ticks)
     return _styled(figure, "answer", "truth", height=560)
+
+
+def _short(name: str) -> str:
+    """A name as Plotly shows it as text; shortened first, so that no entity is cut in two."""
+    return html.escape(name if len(name) <= 24 else f"{name[:23]}…")
 
 
 def _faint(color: str) -> str:

@@ -44,7 +44,8 @@ def photograph(uri: str, box: list[float] | None = None) -> str | None:
 def data_url(image: NDArray[np.uint8]) -> str:
     """RGB uint8 [h, w, 3], shrunk to fit THUMBNAIL pixels, as a JPEG data URL."""
     scale = min(1.0, THUMBNAIL / max(image.shape[:2]))
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])  # a 12 x 6000 strip keeps a row
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) if scale < 1 else image
     encoded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
 

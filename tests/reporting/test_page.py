@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facerec.reporting import page, pictures
+from facerec.reporting import figures, page, pictures
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -133,3 +133,14 @@ def test_metrics_come_back_in_order(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"step": i}) for i in range(3)))
     assert [row["step"] for row in page.read_metrics(str(tmp_path))] == [0, 1, 2]
     assert page.read_metrics(str(tmp_path / "none")) == []
+
+
+def test_a_strip_of_a_photograph_still_has_a_thumbnail(tmp_path: Path) -> None:
+    pictures.Image.new("RGB", (6000, 12)).save(tmp_path / "strip.png")
+    assert str(pictures.photograph(str(tmp_path / "strip.png"))).startswith("data:image/jpeg")
+
+
+def test_names_that_begin_alike_keep_their_own_rows_of_the_confusion_matrix() -> None:
+    people = ["x" * 40 + "a", "x" * 40 + "b"]
+    heatmap = figures.confusion({"people": people, "confusion": [[3, 0], [1, 2]]}).data[0]
+    assert len(set(heatmap.x)) == len(set(heatmap.y)) == 2
