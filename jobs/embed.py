@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from facerec.embedding.pipeline import EmbedConfig, embed_faces
-
 from facerec.cli import main
+from facerec.embedding.pipeline import EmbedConfig, embed_faces
 from facerec.session import ray_session
 
 

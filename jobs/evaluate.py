@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from facerec.evaluation.pipeline import EvaluateConfig, evaluate
-
 from facerec.cli import main
+from facerec.evaluation.pipeline import EvaluateConfig, evaluate
 from facerec.session import ray_session
 
 

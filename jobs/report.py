@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from facerec.reporting.page import ReportConfig, write_report
-
 from facerec.cli import main
+from facerec.reporting.page import ReportConfig, write_report
 
 
 def run(config: ReportConfig) -> None:
