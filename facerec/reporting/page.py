@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from facerec import publish, seeding, storage
 from facerec.errors import ConfigError
 from facerec.reporting import figures, pictures
+from facerec.telemetry import read_json_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +96,7 @@ def _chart(figure: go.Figure) -> str:
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The run's telemetry, a row a logged step; empty where there is none."""
-    uri = storage.join(storage.absolute(run), "metrics.jsonl")
-    if not storage.exists(uri):
-        return []
-    return [json.loads(line) for line in storage.read_bytes(uri).splitlines() if line.strip()]
+    return read_json_lines(storage.join(storage.absolute(run), "metrics.jsonl"))
 
 
 def _contacts(faces: publish.Dataset, count: int) -> list[dict[str, Any]]:
