@@ -41,12 +41,12 @@ IDENTITY: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 # Angles are in radians; scale and shifts fractions of the side; noise and black grey levels; blur pixels.
 PHOTOGRAPH: dict[str, tuple[float, float]] = {
-    "roll": (-0.32, 0.32), "yaw": (-0.45, 0.45), "pitch": (-0.32, 0.12), "scale": (0.21, 0.3),
+    "roll": (-0.32, 0.32), "yaw": (-0.32, 0.32), "pitch": (-0.25, 0.12), "scale": (0.21, 0.3),
     "shift_x": (-0.08, 0.08), "shift_y": (-0.06, 0.05), "smile": (-0.04, 0.09), "open": (-0.09, 0.09),
     "lids": (0.65, 1.15), "lift": (-0.05, 0.05), "gaze_x": (-0.35, 0.35), "gaze_y": (-0.2, 0.2),
-    "light_x": (-1.55, 1.55), "light_y": (-1.1, 0.4), "strength": (0.25, 0.72), "gain": (0.9, 1.35),
-    "gamma": (0.62, 1.25), "warmth": (-0.25, 0.35), "tint": (-0.16, 0.16), "blur": (0.2, 1.3),
-    "noise": (0, 6), "quality": (35, 95), "black": (0, 45), "white": (0.85, 1.05),
+    "light_x": (-1.55, 1.55), "light_y": (-1.1, 0.4), "strength": (0.25, 0.6), "gain": (0.9, 1.35),
+    "gamma": (0.7, 1.2), "warmth": (-0.16, 0.24), "tint": (-0.08, 0.08), "blur": (0.2, 1.0),
+    "noise": (0, 5), "quality": (45, 95), "black": (0, 30), "white": (0.85, 1.05),
 }  # fmt: skip
 SKIN = ((134, 90, 66), (152, 104, 76), (176, 126, 94), (205, 156, 122), (228, 184, 152), (242, 208, 186))
 HAIR = ((22, 18, 18), (48, 30, 22), (88, 54, 32), (140, 62, 30), (176, 128, 70), (222, 190, 126), (150,) * 3)

@@ -104,7 +104,7 @@ class Loader:
 
     def load(self, step: int, groups: range) -> Share:
         """The micro-batches ``groups`` of a step."""
-        batch, m = self.schedule.batch(step), self.schedule.micro_batch
+        batch, m = self.schedule.batch(step), self.schedule.shape.micro_batch
         images = [
             self._micro_batch(step, group, batch.faces[group * m : (group + 1) * m]) for group in groups
         ]

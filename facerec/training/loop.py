@@ -24,7 +24,6 @@ from facerec.training.gather import from_first, world
 from facerec.training.loader import FaceStore, Loader, Share
 from facerec.training.measures import CollapseWatch, measure, progress_line
 from facerec.training.plan import Plan, make_plan, record
-from facerec.training.schedule import share
 from facerec.training.step import Forward, MicroBatches, forward
 
 RESTARTS = 3
@@ -51,7 +50,7 @@ def train(config: TrainConfig) -> None:
             return
         print(
             f"train: {len(plan.identities)} identities to train on, {len(plan.split.unseen)} unseen; "
-            f"batches of {plan.p} x {config.batch.k} faces in {plan.groups} micro-batches",
+            f"batches of {plan.shape.p} x {plan.shape.k} faces in {plan.shape.groups} micro-batches",
             flush=True,
         )
         if config.num_workers == 0:
@@ -115,8 +114,8 @@ class Worker:
         self.device = _device(self.config.gpu, self.workers)
         self.network = _network(self.config).to(self.device)
         self.optimizer = _optimizer(self.network, self.config.optimizer)
-        self.groups = share(plan.groups, self.workers, self.rank, self.config.batch, plan.p)
-        self.sizes = plan.sizes(self.workers)
+        self.groups = plan.shape.share(self.workers, self.rank)
+        self.sizes = plan.shape.sizes(self.workers)
         index = plan.index()
         self.loader = Loader(
             store=FaceStore(plan.dataset, index),
@@ -131,7 +130,7 @@ class Worker:
         start, elapsed = self._resume()
         if start == 0:
             self._save_untrained()
-        model = _distributed(MicroBatches(self.network, self.plan.groups))
+        model = _distributed(MicroBatches(self.network, self.plan.shape.groups))
         journal = _Journal(self.plan, start, elapsed)
         with contextlib.closing(self.loader.ahead(range(start, self.config.steps), self.groups)) as shares:
             for batch in shares:
@@ -198,11 +197,11 @@ class Worker:
         self._save_model("untrained", network, 0)
 
     def _calibration(self) -> Iterator[Tensor]:
-        batch = self.config.batch
-        whole = -(-CALIBRATION_FACES // self.plan.batch_size)
+        shape = self.plan.shape
+        whole = -(-CALIBRATION_FACES // shape.faces)
         for step in range(min(whole, self.config.steps)):
-            images = self.loader.load(step, range(self.plan.groups)).images.to(self.device)
-            yield from torch.split(images, batch.micro_batch)
+            images = self.loader.load(step, range(shape.groups)).images.to(self.device)
+            yield from torch.split(images, shape.micro_batch)
 
     def _save_model(self, name: str, network: Embedder, steps: int) -> None:
         about = {**self.plan.about, "steps": steps}
@@ -236,7 +235,7 @@ class _Journal:
             "step": done,
             "lr": lr,
             "miner": config.mining.miner(done - 1, config.steps),
-            "images_per_s": self._plan.batch_size / seconds,
+            "images_per_s": self._plan.shape.faces / seconds,
             "elapsed_s": self.elapsed_s,
         }
         self._lines.append(metrics)

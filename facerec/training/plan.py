@@ -15,7 +15,7 @@ from facerec.schema import require_same_preprocessing
 from facerec.splits import Split, split_identities
 from facerec.training.config import TrainConfig
 from facerec.training.index import FaceIndex
-from facerec.training.schedule import Schedule, resolve_p, share, trainable
+from facerec.training.schedule import BatchShape, Schedule, trainable
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,8 @@ class Plan:
     split: Split
     identities: tuple[str, ...]
     """The training identities with two faces or more, sorted; a label is a place in it."""
-    p: int
-    """Identities a global batch."""
-
-    @property
-    def groups(self) -> int:
-        """G, micro-batches a global batch."""
-        return self.p * self.config.batch.k // self.config.batch.micro_batch
-
-    @property
-    def batch_size(self) -> int:
-        """Faces a global batch."""
-        return self.p * self.config.batch.k
+    shape: BatchShape
+    """The numbers of its global batches."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -50,21 +40,13 @@ class Plan:
             "seed": self.config.seed,
         }
 
-    def sizes(self, workers: int) -> list[int]:
-        """Faces of each rank's share."""
-        batch = self.config.batch
-        return [
-            len(share(self.groups, workers, rank, batch, self.p)) * batch.micro_batch
-            for rank in range(workers)
-        ]
-
     def index(self) -> FaceIndex:
         """The dataset's index, read."""
         return FaceIndex(self.dataset.read("index"))
 
     def schedule(self, index: FaceIndex) -> Schedule:
         """The run's sequence of global batches."""
-        return Schedule(index, self.identities, self.p, self.config.batch, self.config.seed)
+        return Schedule(index, self.identities, self.shape, self.config.seed)
 
     def uri(self, *names: str) -> str:
         """A name below the run folder."""
@@ -79,9 +61,9 @@ def make_plan(config: TrainConfig) -> Plan:
     index = FaceIndex(dataset.read("index"))
     split = split_identities(index.identities, config.split)
     identities = trainable(index, split.train)
-    p = resolve_p(config.batch, len(identities))
-    plan = Plan(config, dataset, split, tuple(identities), p)
-    share(plan.groups, max(1, config.num_workers), 0, config.batch, p)
+    shape = config.batch.fit(len(identities))
+    shape.share(max(1, config.num_workers), rank=0)
+    plan = Plan(config, dataset, split, tuple(identities), shape)
     _check_network(config, dataset)
     return plan
 
@@ -94,7 +76,7 @@ def record(plan: Plan) -> None:
         {
             "code_version": facerec.__version__,
             "config": asdict(plan.config),
-            "p": plan.p,
+            "batch": asdict(plan.shape),
             "split": asdict(plan.split),
             "faces": {
                 "folder": plan.dataset.folder,

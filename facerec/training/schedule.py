@@ -19,8 +19,8 @@ from facerec import seeding
 from facerec.errors import ConfigError
 from facerec.training.index import FaceIndex
 
-AUTO_CAP = 64
-"""More identities than this in a batch only when asked for."""
+FEWEST, MOST = 8, 32
+"""Faces of a micro-batch that ``auto`` looks for: statistics of fewer are noise, and more fill a small device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,23 @@ class BatchConfig:
     """What a global batch is made of; the number of workers changes none of it."""
 
     p: int | Literal["auto"] = "auto"
-    """Identities a global batch; auto is the largest that the data and the micro-batch allow, up to 64."""
+    """Identities a global batch; auto is the largest that the data and the micro-batch allow, up to ``p_max``."""
+    p_max: int = 64
+    """The most that auto takes."""
     k: int = 4
     """Faces an identity."""
-    micro_batch: int = 32
-    """Faces embedded at once, and the unit of BatchNorm statistics; must divide p * k."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Faces embedded at once, and the unit of BatchNorm statistics; must divide p * k. auto: an even cut, 8 to 32."""
 
     def __post_init__(self) -> None:
         if self.p != "auto" and self.p < 2:
             raise ConfigError(f"p is {self.p}; a batch needs at least 2 identities (--batch.p)")
+        if self.p_max < 2:
+            raise ConfigError(f"p_max is {self.p_max}; a batch needs at least 2 identities (--batch.p_max)")
         if self.k < 2:
             raise ConfigError(f"k is {self.k}; a pair needs at least 2 faces an identity (--batch.k)")
+        if self.micro_batch == "auto":
+            return
         if self.micro_batch < 2:
             raise ConfigError(
                 f"micro_batch is {self.micro_batch}; BatchNorm needs at least 2 faces (--batch.micro_batch)"
@@ -48,6 +54,78 @@ class BatchConfig:
                 f"batch {self.p * self.k} is not divisible by micro_batch {self.micro_batch} (p={self.p}, k={self.k}); "
                 f"choose p as a multiple of {_step_of_p(self.k, self.micro_batch)} or another --batch.micro_batch"
             )
+
+    def fit(self, identities: int) -> BatchShape:
+        """The numbers, where ``identities`` can be trained on; ConfigError where there are too few for them."""
+        if self.p != "auto":
+            if self.p > identities:
+                raise ConfigError(
+                    f"p is {self.p} but {identities} training identities have 2 faces or more; "
+                    f"choose --batch.p of at most {identities} or auto"
+                )
+            return BatchShape(self.p, self.k, self._micro_batch(self.p))
+        most = min(identities, self.p_max)
+        if most < 2:
+            raise ConfigError(
+                f"{identities} training identities have 2 faces or more; at least 2 are needed: add people or photographs"
+            )
+        if self.micro_batch == "auto":
+            fits = [p for p in range(most, 1, -1) if FEWEST <= self._micro_batch(p)]
+            p = fits[0] if fits else most
+            return BatchShape(p, self.k, self._micro_batch(p))
+        step = _step_of_p(self.k, self.micro_batch)
+        if (p := most // step * step) < 2:
+            raise ConfigError(
+                f"{identities} training identities of {self.k} faces do not fill micro-batches of {self.micro_batch}; "
+                f"choose --batch.micro_batch auto or {most * self.k}, or add people"
+            )
+        return BatchShape(p, self.k, self.micro_batch)
+
+    def _micro_batch(self, p: int) -> int:
+        """As asked for; or a half, a quarter... of the batch, so that ranks share evenly; or else any divisor."""
+        if self.micro_batch != "auto":
+            return self.micro_batch
+        faces = p * self.k
+        fits = [m for m in range(1, min(MOST, faces // 2) + 1) if faces % m == 0]
+        even = [m for m in fits if m >= FEWEST and (faces // m).bit_count() == 1]
+        return max(even or fits)
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The numbers of every global batch of a run."""
+
+    p: int
+    """Identities."""
+    k: int
+    """Faces an identity."""
+    micro_batch: int
+    """Faces a micro-batch."""
+
+    @property
+    def faces(self) -> int:
+        """b, faces a global batch."""
+        return self.p * self.k
+
+    @property
+    def groups(self) -> int:
+        """G, micro-batches a global batch."""
+        return self.faces // self.micro_batch
+
+    def share(self, workers: int, rank: int) -> range:
+        """The micro-batches a rank owns: contiguous, in rank order; the first ranks own one more where it is uneven."""
+        if workers > self.groups:
+            raise ConfigError(
+                f"{workers} workers but {self.groups} micro-batches (p={self.p}, k={self.k}, "
+                f"micro_batch={self.micro_batch}); choose fewer --num_workers or a smaller --batch.micro_batch"
+            )
+        each, more = divmod(self.groups, workers)
+        start = rank * each + min(rank, more)
+        return range(start, start + each + (rank < more))
+
+    def sizes(self, workers: int) -> list[int]:
+        """Faces of each rank's share, in rank order."""
+        return [len(self.share(workers, rank)) * self.micro_batch for rank in range(workers)]
 
 
 @dataclass(frozen=True)
@@ -65,60 +143,25 @@ def trainable(index: FaceIndex, train: Sequence[str]) -> list[str]:
     return sorted(identity for identity in train if index.count(identity) >= 2)
 
 
-def resolve_p(config: BatchConfig, identities: int) -> int:
-    """P, where ``identities`` can be trained on; raises ConfigError where there are too few for it."""
-    if config.p != "auto":
-        if config.p > identities:
-            raise ConfigError(
-                f"p is {config.p} but {identities} training identities have 2 faces or more; "
-                f"choose --batch.p of at most {identities} or auto"
-            )
-        return config.p
-    step = _step_of_p(config.k, config.micro_batch)
-    p = min(identities, AUTO_CAP) // step * step
-    if p < 2:
-        raise ConfigError(
-            f"{identities} training identities of {config.k} faces do not fill micro-batches of {config.micro_batch}; "
-            f"choose --batch.micro_batch {max(2, identities) * config.k} or smaller, or add people"
-        )
-    return p
-
-
-def share(groups: int, workers: int, rank: int, config: BatchConfig, p: int) -> range:
-    """The micro-batches a rank owns: contiguous, in rank order; the first ranks own one more where it is uneven."""
-    if workers > groups:
-        raise ConfigError(
-            f"{workers} workers but {groups} micro-batches (p={p}, k={config.k}, micro_batch={config.micro_batch}); "
-            "choose fewer --num_workers or a smaller --batch.micro_batch"
-        )
-    each, more = divmod(groups, workers)
-    start = rank * each + min(rank, more)
-    return range(start, start + each + (rank < more))
-
-
 class Schedule:
     """The sequence of global batches. In each epoch every identity comes once, with its next K faces."""
 
-    def __init__(
-        self, index: FaceIndex, identities: Sequence[str], p: int, config: BatchConfig, seed: int
-    ) -> None:
-        self._index, self._identities, self._k, self._seed = index, list(identities), config.k, seed
-        self.p, self.micro_batch = p, config.micro_batch
-        self.groups = p * config.k // config.micro_batch
-        self._people = Rounds(len(self._identities), p, seed, "identities")
+    def __init__(self, index: FaceIndex, identities: Sequence[str], shape: BatchShape, seed: int) -> None:
+        self._index, self._identities, self._seed, self.shape = index, list(identities), seed, shape
+        self._people = Rounds(len(self._identities), shape.p, seed, "identities")
         self._faces: dict[int, Rounds] = {}
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step, counted from 0."""
         labels = self._people.take(step)
         faces = np.stack([self._next_faces(int(label), step) for label in labels], axis=1)
-        return Batch(faces=faces.reshape(-1), labels=np.tile(labels, self._k))
+        return Batch(faces=faces.reshape(-1), labels=np.tile(labels, self.shape.k))
 
     def _next_faces(self, label: int, step: int) -> NDArray[np.int64]:
         if label not in self._faces:
             identity = self._identities[label]
             count = self._index.count(identity)
-            self._faces[label] = Rounds(count, self._k, self._seed, "faces", identity)
+            self._faces[label] = Rounds(count, self.shape.k, self._seed, "faces", identity)
         turn = self._people.round_of(step, label)
         return self._index.ordinals(self._identities[label])[self._faces[label].take(turn)]
 

@@ -13,7 +13,7 @@ from facerec.publish import Dataset
 from facerec.training.augment import AugmentConfig, augment
 from facerec.training.index import FaceIndex
 from facerec.training.loader import FaceStore, Loader
-from facerec.training.schedule import BatchConfig, Schedule
+from facerec.training.schedule import BatchShape, Schedule
 from tests.support.faces import write_faces
 
 
@@ -24,7 +24,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def loader_of(faces: Dataset) -> Loader:
     index = FaceIndex(faces.read("index"))
-    schedule = Schedule(index, index.identities, 8, BatchConfig(p=8, k=4, micro_batch=8), 0)
+    schedule = Schedule(index, index.identities, BatchShape(p=8, k=4, micro_batch=8), 0)
     return Loader(store=FaceStore(faces, index), schedule=schedule, side=32, augment=AugmentConfig(), seed=0)
 
 

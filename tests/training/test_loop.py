@@ -80,7 +80,7 @@ def test_a_run_leaves_models_metrics_checkpoints_and_its_record(faces: Dataset, 
         "step-00000006",
     ]
     record = json.loads((finished / "run.json").read_text())
-    assert record["p"] == 8
+    assert record["batch"] == {"p": 8, "k": 4, "micro_batch": 8}
     assert len(record["split"]["train"]) == 9
     assert len(record["split"]["unseen"]) == 3
     assert record["faces"]["digest"] == faces.digest
