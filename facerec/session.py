@@ -30,8 +30,10 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     # Train would log each line that a worker prints once more; the colours are noise in a file.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    # DDP advises on every rank, in a long line, against the setting that keeps resumed runs exact.
+    environment = {"env_vars": {"TORCH_CPP_LOG_LEVEL": "ERROR"}}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.WARNING, runtime_env=environment)
     else:
         # Ray would otherwise turn token auth on and write a token into the home folder. On loopback, for the
         # length of one process, there is nobody to keep out.
@@ -43,6 +45,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=True,  # on loopback; Ray Train asks its state API whether the controller lives
             logging_level=logging.WARNING,
+            runtime_env=environment,
         )
     _quieten_data()
     try:

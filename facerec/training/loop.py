@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor, nn
 
@@ -292,10 +293,12 @@ def _device(gpu: bool, workers: int) -> torch.device:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Torch threads for the length of a run: several workers share a machine."""
-    before = torch.get_num_threads()
+    """Torch's and OpenCV's threads for the length of a run: several workers share a machine."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(count)
+    cv2.setNumThreads(1)  # decoding has a thread of its own
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -263,33 +258,3 @@ def test_two_ray_workers_train_to_the_end(faces: Dataset, finished: Path, tmp_pa
     train(config_of(faces, tmp_path / "run", num_workers=2))
     assert weights(tmp_path / "run", "untrained") == weights(finished, "untrained")
     assert read_card(str(tmp_path / "run" / "model")).about["steps"] == 6
-
-
-@pytest.mark.cluster
-@pytest.mark.usefixtures("ray_local")
-def test_two_ray_workers_train_on_when_one_is_killed(faces: Dataset, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with ThreadPoolExecutor() as pool:
-        killed = pool.submit(_kill_a_worker, run / "checkpoints" / "step-00000002")
-        train(config_of(faces, run, num_workers=2, steps=30))
-        assert killed.result(timeout=0) > 0
-    assert read_card(str(run / "model")).about["steps"] == 30
-    assert [line["step"] for line in read_json_lines(str(run / "metrics.jsonl"))] == [1, *range(2, 31, 2)]
-
-
-def _kill_a_worker(once: Path) -> int:
-    """SIGKILL one Ray Train worker of this user's as soon as the first checkpoint stands; gives its process id."""
-    while not once.exists():
-        time.sleep(0.01)
-    for process in _descendants(os.getpid()):
-        if b"RayTrainWorker" in Path(f"/proc/{process}/cmdline").read_bytes():
-            os.kill(process, signal.SIGKILL)
-            return process
-    return 0
-
-
-def _descendants(parent: int) -> Iterator[int]:
-    for task in Path(f"/proc/{parent}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield int(child)
-            yield from _descendants(int(child))

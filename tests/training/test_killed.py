@@ -1,0 +1,144 @@
+"""SIGKILL, the honest test of resuming: to the trainer, to a worker, and the same command again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from facerec.models.format import read_card
+from facerec.publish import Dataset
+from facerec.telemetry import read_json_lines
+from facerec.training.config import TrainConfig
+from facerec.training.loop import train
+from facerec.training.schedule import BatchConfig
+from tests.support.faces import write_faces
+from tests.training.test_loop import MODEL
+
+JOB = Path(__file__).parents[2] / "jobs" / "train.py"
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_faces(tmp_path_factory.mktemp("faces"), 12, 5, side=64)
+
+
+def config_of(faces: Dataset, run: Path, num_workers: int) -> TrainConfig:
+    return TrainConfig(
+        faces=faces.folder,
+        run=str(run),
+        model=MODEL,
+        batch=BatchConfig(p=8, k=4, micro_batch=8),
+        steps=STEPS,
+        num_workers=num_workers,
+        checkpoint_every=2,
+        log_every=2,
+    )
+
+
+def command_of(config: TrainConfig) -> list[str]:
+    """The command line that gives this configuration."""
+    flags = {
+        "faces": config.faces,
+        "run": config.run,
+        "model.side": config.model.side,
+        "model.dropout": config.model.dropout,
+        "batch.p": config.batch.p,
+        "batch.k": config.batch.k,
+        "batch.micro_batch": config.batch.micro_batch,
+        "steps": config.steps,
+        "num_workers": config.num_workers,
+        "checkpoint_every": config.checkpoint_every,
+        "log_every": config.log_every,
+    }
+    return [sys.executable, str(JOB), *(f"--{name}={value}" for name, value in flags.items())]
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.cluster)])
+def test_a_killed_trainer_ends_by_the_same_command_as_if_nothing_had_happened(
+    num_workers: int, faces: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = command_of(config_of(faces, run, num_workers))
+    _kill_after(command, run / "checkpoints" / "step-00000004")
+    assert not (run / "model").exists()
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "train: going on after step" in again.stdout
+    assert read_card(str(run / "model")).about["steps"] == STEPS
+    assert [line["step"] for line in read_json_lines(str(run / "metrics.jsonl"))] == [
+        1,
+        *range(2, STEPS + 1, 2),
+    ]
+    if num_workers == 0:
+        undisturbed = config_of(faces, tmp_path / "undisturbed", num_workers)
+        train(undisturbed)
+        name = "model/model.safetensors"
+        assert (run / name).read_bytes() == (Path(undisturbed.run) / name).read_bytes()
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_local")
+def test_two_ray_workers_train_on_when_one_is_killed(faces: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(_kill_a_worker, run / "checkpoints" / "step-00000002")
+        train(config_of(faces, run, num_workers=2))
+        assert killed.result(timeout=0) > 0
+    assert read_card(str(run / "model")).about["steps"] == STEPS
+    assert [line["step"] for line in read_json_lines(str(run / "metrics.jsonl"))] == [
+        1,
+        *range(2, STEPS + 1, 2),
+    ]
+
+
+def _kill_after(command: list[str], checkpoint: Path) -> None:
+    """Start the command, SIGKILL it as soon as the checkpoint stands, and wait until its children have gone too."""
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children: set[int] = set()
+    until = time.monotonic() + 240
+    while not checkpoint.exists():
+        assert started.poll() is None, "the trainer ended before it could be killed"
+        assert time.monotonic() < until, "no checkpoint in 240 s"
+        time.sleep(0.01)
+    children |= set(_descendants(started.pid))
+    started.kill()
+    started.wait(timeout=10)
+    while left := [child for child in children if _runs(child)]:
+        assert time.monotonic() < until, f"{left} outlived the trainer"
+        time.sleep(0.1)
+
+
+def _kill_a_worker(once: Path) -> int:
+    """SIGKILL one Ray Train worker of this process as soon as the first checkpoint stands; gives its process id."""
+    while not once.exists():
+        time.sleep(0.01)
+    for process in _descendants(os.getpid()):
+        if b"RayTrainWorker" in Path(f"/proc/{process}/cmdline").read_bytes():
+            os.kill(process, signal.SIGKILL)
+            return process
+    return 0
+
+
+def _descendants(parent: int) -> Iterator[int]:
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield int(child)
+            yield from _descendants(int(child))
+
+
+def _runs(process: int) -> bool:
+    """Whether the process lives: one that waits to be reaped does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
