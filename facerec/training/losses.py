@@ -19,12 +19,12 @@ class TripletSum:
     """Sum over active triplets, tied to the graph also where there is none."""
     active: Tensor
     """int64 scalar: triplets with a loss above 0."""
-    mined: Tensor
-    """int64 scalar: valid triplets, active or not."""
+    pairs: Tensor
+    """int64 scalar: anchor-positive pairs that were looked at, with a negative or without."""
     d_ap: Tensor
-    """Squared L2 of anchors and positives, [mined], detached."""
+    """Squared L2 of anchors and positives of the valid triplets, detached."""
     d_an: Tensor
-    """Squared L2 of anchors and negatives, [mined], detached."""
+    """Squared L2 of anchors and negatives of the valid triplets, detached."""
 
 
 def triplet_sum(local: Tensor, everyone: Tensor, triplets: Triplets, margin: float) -> TripletSum:
@@ -38,8 +38,7 @@ def triplet_sum(local: Tensor, everyone: Tensor, triplets: Triplets, margin: flo
         d_ap = (anchors - everyone[triplets.positives[keep]]).square().sum(1)
         d_an = (anchors - everyone[triplets.negatives[keep]]).square().sum(1)
         hinge = torch.relu(d_ap - d_an + margin)
-    mined = torch.tensor(len(keep), device=local.device)
-    return TripletSum(hinge.sum(), (hinge > 0).sum(), mined, d_ap.detach(), d_an.detach())
+    return TripletSum(hinge.sum(), (hinge > 0).sum(), triplets.paired.sum(), d_ap.detach(), d_an.detach())
 
 
 def global_triplet_loss(sums: TripletSum) -> Tensor:

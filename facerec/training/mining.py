@@ -62,6 +62,8 @@ class Triplets:
     """int64 [t], rows of the global batch."""
     negatives: Tensor
     """int64 [t], rows of the global batch."""
+    paired: Tensor
+    """bool [t]: whether there is such a positive. The share of these that become active triplets tells of learning."""
     valid: Tensor
     """bool [t]: whether there is such a positive and such a negative."""
 
@@ -102,7 +104,7 @@ def squared_distances(left: Tensor, right: Tensor) -> Tensor:
     return ((left * left).sum(1)[:, None] + (right * right).sum(1) - 2 * left @ right.T).clamp_min_(0)
 
 
-Columns = tuple[Tensor, Tensor, Tensor, Tensor]
+Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _mine_block(miner: Miner, block: _Block, margin: float) -> Columns:
@@ -114,13 +116,14 @@ def _mine_block(miner: Miner, block: _Block, margin: float) -> Columns:
     if miner == "seed":
         d_semi, semi = _nearest_semi_hard(block, d_ap, margin)
         negative = torch.where(d_semi.isfinite(), semi, negative)
-    return block.rows, positive, negative, has_positive & d_an.isfinite()
+    return block.rows, positive, negative, has_positive, has_positive & d_an.isfinite()
 
 
 def _semi_hard_of(block: _Block, q: int, margin: float) -> Columns:
     """The nearest semi-hard negative for the q-th positive of every row."""
     d_semi, semi = _nearest_semi_hard(block, block.d_positives[:, q], margin)
-    return block.rows, block.positives[:, q], semi, block.is_positive[:, q] & d_semi.isfinite()
+    paired = block.is_positive[:, q]
+    return block.rows, block.positives[:, q], semi, paired, paired & d_semi.isfinite()
 
 
 def _nearest_semi_hard(block: _Block, d_ap: Tensor, margin: float) -> tuple[Tensor, Tensor]:

@@ -126,3 +126,15 @@ def test_a_curriculum_turns_from_semi_hard_to_batch_hard() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="--mining"):
         MiningConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("miner", MINERS)
+def test_every_anchor_positive_pair_is_counted_with_a_negative_or_without(miner: Miner) -> None:
+    embeddings, labels, faces = random_batch(0)
+    everyone = range(len(labels))
+    pairs = [(a, p) for a in everyone for p in everyone if labels[a] == labels[p] and faces[a] != faces[p]]
+    triplets = mine(miner, embeddings, embeddings, labels, faces, 0, margin=0.01)
+    sums = triplet_sum(embeddings, embeddings, triplets, margin=0.01)
+    assert int(sums.pairs) == (len(pairs) if miner == "semi_hard" else len({a for a, _ in pairs}))
+    if miner == "semi_hard":
+        assert 0 < int(sums.active) < int(sums.pairs)
