@@ -43,6 +43,20 @@ def global_statistics(model: nn.Module, groups: int) -> Iterator[Callable[[], No
         _put(layer, (1 - step) * old + step * mean)
 
 
+@contextlib.contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Within: forwards leave no trace in running statistics. For a forward that only repeats an earlier one."""
+    layers = _layers(model)
+    before = [(layer, _flat(layer), layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked = layer.num_batches_tracked.clone()
+    yield
+    for layer, flat, count in before:
+        layer.num_batches_tracked = count
+        _put(layer, flat)
+
+
 def calibrate(model: nn.Module, micro_batches: Iterator[Tensor]) -> None:
     """Set running statistics to the plain mean over micro-batches, images [m, 3, side, side] each; no training.
 

@@ -25,7 +25,7 @@ from facerec.training.gather import from_first, world
 from facerec.training.loader import FaceStore, Loader, Share
 from facerec.training.measures import CollapseWatch, measure, progress_line
 from facerec.training.plan import Plan, make_plan, record
-from facerec.training.step import Forward, MicroBatches, forward
+from facerec.training.step import Forward, MicroBatches, descend
 
 RESTARTS = 3
 """Times that Ray Train starts the workers again after a failure, before it gives up."""
@@ -144,7 +144,10 @@ class Worker:
         config, done = self.config, batch.step + 1
         lr = config.optimizer.lr_at(batch.step, config.steps)
         labels, faces = batch.labels.to(self.device), batch.faces.to(self.device)
-        result = forward(
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        result = descend(
             model.train(),
             batch.images.to(self.device),
             labels,
@@ -153,21 +156,15 @@ class Worker:
             sizes=self.sizes,
             miner=config.mining.miner(batch.step, config.steps),
             margin=config.mining.margin,
+            cache=config.batch.cache and self.plan.shape.groups > self.workers,  # the same on all ranks
         )
         if not result.everyone.isfinite().all():  # of the global batch, so all ranks agree to stop
             raise ConfigError(f"embeddings are not numbers at step {done}; choose a smaller --optimizer.lr")
-        self._descend(result.loss, lr)
+        self.optimizer.step()
         if done % config.log_every == 0 or done in (1, config.steps):
             journal.write(done, result, labels, faces, lr)
         if self.rank == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
             self._save_state(done, journal.elapsed_s)
-
-    def _descend(self, loss: Tensor, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
 
     def _resume(self) -> tuple[int, float]:
         """(steps done, seconds trained). Rank 0 decides and sends: storage may show the others something older."""

@@ -36,6 +36,9 @@ class BatchConfig:
     micro_batch: int | Literal["auto"] = "auto"
     """Faces embedded at once, and the unit of BatchNorm statistics; must divide p * k. auto: an even cut, 8 to 32."""
 
+    cache: bool = False
+    """Gradient caching: memory for one micro-batch at a time, whatever the batch, for one forward more."""
+
     def __post_init__(self) -> None:
         if self.p != "auto" and self.p < 2:
             raise ConfigError(f"p is {self.p}; a batch needs at least 2 identities (--batch.p)")

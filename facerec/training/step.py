@@ -1,17 +1,24 @@
 """One training step as a function of the global batch, the same at every number of workers.
 
+Two ways lead to the same gradient. `descend` keeps the graph of all of a rank's micro-batches: fastest. With ``cache``
+it keeps that of one (gradient caching, Gao et al. 2021, https://arxiv.org/abs/2101.06983): embed without a graph, get
+dL/dz from the loss of the global batch, embed each micro-batch once more with a graph and hand it its rows of dL/dz.
+That is exact because a micro-batch's statistics and dropout are its own; the usual version splits what BatchNorm saw
+as one batch, and is wrong by a third.
+
 Legend: n faces of this rank, b of the global batch, m of a micro-batch, d embedding size, s image side.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from facerec.training.batchnorm import global_statistics
+from facerec.training.batchnorm import global_statistics, kept_statistics
 from facerec.training.gather import gather, world
 from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
 from facerec.training.mining import Miner, Triplets, mine
@@ -25,11 +32,17 @@ class MicroBatches(nn.Module):
         super().__init__()
         self.network, self._groups = network, groups
 
-    def forward(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+    def forward(self, images: Tensor, seeds: Sequence[int], replay: bool = False) -> Tensor:
         """Embeddings [n, d] of images [n, 3, s, s]; ``seeds`` has one number a micro-batch of this rank.
 
-        The seed before each forward makes dropout a function of the micro-batch and not of the rank.
+        The seed before each forward makes dropout a function of the micro-batch and not of the rank. A ``replay``
+        repeats one micro-batch, whose statistics have been counted already.
         """
+        if replay:
+            with kept_statistics(self.network):
+                torch.manual_seed(seeds[0])
+                embeddings: Tensor = self.network(images)
+                return embeddings
         embedded = []
         with global_statistics(self.network, self._groups) as collect:
             for seed, micro_batch in zip(seeds, images.chunk(len(seeds)), strict=True):
@@ -41,16 +54,16 @@ class MicroBatches(nn.Module):
 
 @dataclass(frozen=True)
 class Forward:
-    """What a step computed, before backward."""
+    """What a step computed; the gradient lies in the parameters."""
 
     loss: Tensor
-    """This rank's loss, scaled for DDP's mean (see gather)."""
+    """This rank's loss, scaled for DDP's mean (see gather), detached."""
     sums: TripletSum
     everyone: Tensor
     """Embeddings of the global batch, [b, d], detached."""
 
 
-def forward(
+def descend(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -60,17 +73,40 @@ def forward(
     sizes: Sequence[int],
     miner: Miner,
     margin: float,
+    cache: bool = False,
 ) -> Forward:
-    """Embed this rank's images [n, 3, s, s], mine them against the global batch, and give the loss.
+    """Embed this rank's images [n, 3, s, s], mine them against the global batch, and add the gradient of the loss.
 
-    ``labels`` and ``faces`` are those of the global batch, int64 [b]; ``sizes`` are all ranks' n, in rank order.
+    ``model`` is a MicroBatches or DDP around one. ``labels`` and ``faces`` are those of the global batch, int64 [b];
+    ``sizes`` are all ranks' n, in rank order; ``cache``, equal on all ranks, is gradient caching.
     """
     rank, _ = world()
-    local = model(images, seeds)
+    with torch.set_grad_enabled(not cache):
+        local = (_bare(model) if cache else model)(images, seeds)
+    if cache:
+        local.requires_grad_()
     everyone = gather(local, sizes)
     triplets = mine(miner, local, everyone, labels, faces, sum(sizes[:rank]), margin)
     sums = triplet_sum(local, everyone, triplets, margin)
-    return Forward(global_triplet_loss(sums), sums, everyone.detach())
+    loss = global_triplet_loss(sums)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if cache:
+        assert local.grad is not None
+        _replay(model, images, seeds, local.grad)
+    return Forward(loss.detach(), sums, everyone.detach())
+
+
+def _replay(model: nn.Module, images: Tensor, seeds: Sequence[int], gradient: Tensor) -> None:
+    """Backward of each micro-batch for its rows of dL/dz [n, d]. DDP averages once, with the last one."""
+    parts = zip(images.chunk(len(seeds)), gradient.chunk(len(seeds)), seeds, strict=True)
+    for number, (micro_batch, rows, seed) in enumerate(parts, start=1):
+        wait = number < len(seeds) and isinstance(model, nn.parallel.DistributedDataParallel)
+        with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            model(micro_batch, [seed], replay=True).backward(rows)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def nearest_negatives(everyone: Tensor, labels: Tensor, faces: Tensor, margin: float) -> Tensor:

@@ -16,13 +16,19 @@ from torch import Tensor, nn
 
 from facerec.training.gather import world
 from facerec.training.mining import Miner
-from facerec.training.step import MicroBatches, forward
+from facerec.training.step import MicroBatches, descend
 from tests.support.ddp import run_ddp
 from tests.training.test_mining import MINERS, by_loops
 
-GROUPS, MICRO, PEOPLE, MARGIN = 5, 6, 6, 0.3
-CASES = [(miner, norm, alone) for miner in MINERS for norm in (False, True) for alone in (False, True)]
-"""(miner, with BatchNorm, with active triplets in the first micro-batch alone)."""
+MICRO, PEOPLE, MARGIN = 6, 6, 0.3
+CASES = [
+    (groups, miner, norm, alone)
+    for groups in (6, 7)
+    for miner in MINERS
+    for norm in (False, True)
+    for alone in (False, True)
+]
+"""(micro-batches, miner, with BatchNorm, with active triplets in the first micro-batch alone)."""
 
 
 def small_network(norm: bool) -> nn.Module:
@@ -38,63 +44,64 @@ class _Normalise(nn.Module):
         return F.normalize(x, dim=1)
 
 
-def batch_of(alone: bool) -> tuple[Tensor, Tensor, Tensor]:
+def batch_of(groups: int, alone: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and faces; a face stands twice. ``alone``: only two people of the first micro-batch pair up."""
     torch.manual_seed(6)
-    images = torch.randn(GROUPS * MICRO, 3, 6, 6, dtype=torch.float64)
-    labels = torch.arange(GROUPS * MICRO) % PEOPLE
-    faces = torch.arange(GROUPS * MICRO)
+    images = torch.randn(groups * MICRO, 3, 6, 6, dtype=torch.float64)
+    labels = torch.arange(groups * MICRO) % PEOPLE
+    faces = torch.arange(groups * MICRO)
     if alone:
-        labels = torch.arange(GROUPS * MICRO) + 10
+        labels = torch.arange(groups * MICRO) + 10
         labels[:4] = torch.tensor([0, 0, 1, 1])
     else:
         faces[PEOPLE] = faces[0]
     return images, labels, faces
 
 
-def our_step(miner: Miner, norm: bool, alone: bool, margin: float = MARGIN) -> dict[str, Any]:
+def our_step(groups: int, miner: Miner, norm: bool, alone: bool, cache: bool) -> dict[str, Any]:
     """One step by the code under test, on this rank: loss summed over ranks / W, gradient after DDP, statistics."""
     rank, workers = world()
-    each, more = divmod(GROUPS, workers)
+    each, more = divmod(groups, workers)
     counts = [each + (r < more) for r in range(workers)]
-    groups = range(sum(counts[:rank]), sum(counts[: rank + 1]))
-    images, labels, faces = batch_of(alone)
+    ours = range(sum(counts[:rank]), sum(counts[: rank + 1]))
+    images, labels, faces = batch_of(groups, alone)
     network = small_network(norm)
-    model: nn.Module = MicroBatches(network, GROUPS)
+    model: nn.Module = MicroBatches(network, groups)
     if workers > 1:
         model = nn.parallel.DistributedDataParallel(
             model, forward_sync_buffers=False, find_unused_parameters=True
         )
-    result = forward(
+    result = descend(
         model,
-        images[groups.start * MICRO : groups.stop * MICRO],
+        images[ours.start * MICRO : ours.stop * MICRO],
         labels,
         faces,
-        seeds=[900 + group for group in groups],
+        seeds=[900 + group for group in ours],
         sizes=[count * MICRO for count in counts],
         miner=miner,
-        margin=margin,
+        margin=MARGIN,
+        cache=cache,
     )
-    result.loss.backward()  # type: ignore[no-untyped-call]
     return {
-        "loss": float(result.loss.detach()) / workers,
+        "loss": float(result.loss) / workers,
         "active": int(result.sums.active),
         "gradient": torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]),
         "buffers": {name: buffer.clone() for name, buffer in network.named_buffers()},
     }
 
 
-def our_steps() -> list[dict[str, Any]]:
-    return [our_step(*case) for case in CASES]
+def our_steps() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each case with the graph kept, and with gradient caching."""
+    return [(our_step(*case, cache=False), our_step(*case, cache=True)) for case in CASES]
 
 
-def plain_step(miner: Miner, norm: bool, alone: bool) -> tuple[float, Tensor, dict[str, Tensor]]:
+def plain_step(groups: int, miner: Miner, norm: bool, alone: bool) -> tuple[float, Tensor, dict[str, Tensor]]:
     """The oracle: (loss, gradient, running statistics)."""
-    images, labels, faces = batch_of(alone)
+    images, labels, faces = batch_of(groups, alone)
     network = small_network(norm)
     running = _plain_statistics(network, images)
     embedded = []
-    for group, micro_batch in enumerate(images.chunk(GROUPS)):
+    for group, micro_batch in enumerate(images.split(MICRO)):
         torch.manual_seed(900 + group)
         embedded.append(network(micro_batch))
     z = torch.cat(embedded)
@@ -110,7 +117,7 @@ def plain_step(miner: Miner, norm: bool, alone: bool) -> tuple[float, Tensor, di
 def _plain_statistics(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Fresh running statistics (0 and 1) after one step of 0.1 to the mean over micro-batches of theirs."""
     seen: list[dict[str, Tensor]] = []
-    for group, micro_batch in enumerate(images.chunk(GROUPS)):
+    for group, micro_batch in enumerate(images.split(MICRO)):
         alone = deepcopy(network)
         for layer in alone.modules():
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -122,43 +129,81 @@ def _plain_statistics(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {name: 0.1 * mean + (0.9 if name.endswith("var") else 0.0) for name, mean in means.items()}
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_loss_gradient_and_statistics_are_those_of_one_process(world_size: int) -> None:
     ranks = run_ddp(world_size, our_steps)
     for number, case in enumerate(CASES):
         loss, gradient, running = plain_step(*case)
-        steps = [steps[number] for steps in ranks]
         assert gradient.norm() > 1e-3
-        assert abs(sum(step["loss"] for step in steps) - loss) < 1e-9, case
-        for step in steps:
-            torch.testing.assert_close(step["gradient"], gradient, rtol=0, atol=1e-9)
-            for name, expected in running.items():
-                torch.testing.assert_close(step["buffers"][name], expected, rtol=0, atol=1e-9)
-        if case[2]:
-            assert all(step["active"] == 0 for step in steps[1:]), "only the first rank has triplets"
+        for cache in (False, True):
+            steps = [steps[number][cache] for steps in ranks]
+            assert abs(sum(step["loss"] for step in steps) - loss) < 1e-9, case
+            for step in steps:
+                torch.testing.assert_close(step["gradient"], gradient, rtol=0, atol=1e-9)
+                for name, expected in running.items():
+                    torch.testing.assert_close(step["buffers"][name], expected, rtol=0, atol=1e-9)
+            if case[-1]:
+                assert all(step["active"] == 0 for step in steps[1:]), "only the first rank has triplets"
+        for kept, cached in (steps[number] for steps in ranks):
+            torch.testing.assert_close(cached["gradient"], kept["gradient"], rtol=0, atol=1e-10)
+            assert cached["buffers"].keys() == kept["buffers"].keys()
+            assert all(
+                torch.equal(cached["buffers"][name], kept["buffers"][name]) for name in kept["buffers"]
+            )
 
 
 def test_one_process_without_a_group_runs_the_same_lines() -> None:
     for case in CASES:
         loss, gradient, _ = plain_step(*case)
-        step = our_step(*case)
-        assert abs(step["loss"] - loss) < 1e-9
-        torch.testing.assert_close(step["gradient"], gradient, rtol=0, atol=1e-9)
+        for cache in (False, True):
+            step = our_step(*case, cache=cache)
+            assert abs(step["loss"] - loss) < 1e-9
+            torch.testing.assert_close(step["gradient"], gradient, rtol=0, atol=1e-9)
+
+
+def test_gradient_caching_holds_the_graph_of_one_micro_batch_at_a_time() -> None:
+    """Bytes that autograd keeps for backward, at their most, do not grow with the batch."""
+    kept = {(groups, cache): _most_bytes_kept(groups, cache) for groups in (6, 24) for cache in (False, True)}
+    assert kept[24, False] > 3 * kept[6, False]
+    assert kept[24, True] < 1.2 * kept[6, True]
+
+
+def _most_bytes_kept(groups: int, cache: bool) -> int:
+    held, most = 0, 0
+
+    class Held:
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal held, most
+            self.tensor, self.bytes = (
+                tensor,
+                tensor.nbytes if tensor.ndim > 2 else 0,
+            )  # a network's, not the loss's
+            held += self.bytes
+            most = max(most, held)
+
+        def __del__(self) -> None:
+            nonlocal held
+            held -= self.bytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda kept: kept.tensor):
+        our_step(groups, "batch_hard", norm=True, alone=False, cache=cache)
+    return most
 
 
 def test_a_step_without_any_triplet_has_a_zero_gradient_and_not_none() -> None:
-    images, _, faces = batch_of(alone=False)
-    network = small_network(norm=True)
-    result = forward(
-        MicroBatches(network, GROUPS),
-        images,
-        torch.arange(len(images)),
-        faces,
-        seeds=range(GROUPS),
-        sizes=[len(images)],
-        miner="batch_hard",
-        margin=MARGIN,
-    )
-    result.loss.backward()  # type: ignore[no-untyped-call]
-    assert float(result.loss.detach()) == 0
-    assert all(p.grad is not None and not p.grad.any() for p in network.parameters())
+    images, _, faces = batch_of(6, alone=False)
+    for cache in (False, True):
+        network = small_network(norm=True)
+        result = descend(
+            MicroBatches(network, 6),
+            images,
+            torch.arange(len(images)),
+            faces,
+            seeds=range(6),
+            sizes=[len(images)],
+            miner="batch_hard",
+            margin=MARGIN,
+            cache=cache,
+        )
+        assert float(result.loss) == 0
+        assert all(p.grad is not None and not p.grad.any() for p in network.parameters())

@@ -115,14 +115,14 @@ def test_killed_and_resumed_gives_bit_identical_weights(
 
 
 def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    descend, calls = loop.Worker._descend, iter(range(100))
+    descend, calls = loop.descend, iter(range(100))
 
-    def descend_or_die(self: Any, *args: Any) -> None:
+    def descend_or_die(*args: Any, **settings: Any) -> Any:
         if next(calls) == step:
             raise Kill
-        descend(self, *args)
+        return descend(*args, **settings)
 
-    monkeypatch.setattr(loop.Worker, "_descend", descend_or_die)
+    monkeypatch.setattr(loop, "descend", descend_or_die)
 
 
 def test_two_and_three_ranks_train_what_one_process_trains(
