@@ -6,7 +6,7 @@ SOURCE ?=
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-cluster check format install clean
+.PHONY: demo test test-cluster bench-mining check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -16,6 +16,9 @@ test: install
 
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster
+
+bench-mining: install  ## mining in row blocks, against pytorch-metric-learning
+	$(BIN)/python -m tests.bench.mining
 
 check: install  ## formatter, linter, strict types
 	$(BIN)/ruff format --check .

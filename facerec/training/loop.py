@@ -155,7 +155,7 @@ class Worker:
             seeds=[seeding.derive(config.seed, "dropout", batch.step, group) for group in self.groups],
             sizes=self.sizes,
             miner=config.mining.miner(batch.step, config.steps),
-            margin=config.mining.margin,
+            mining=config.mining,
             cache=config.batch.cache and self.plan.shape.groups > self.workers,  # the same on all ranks
         )
         if not result.everyone.isfinite().all():  # of the global batch, so all ranks agree to stop
@@ -211,7 +211,7 @@ class _Journal:
 
     def __init__(self, plan: Plan, start: int, elapsed_s: float) -> None:
         self._plan, self._rank = plan, world()[0]
-        self._watch = CollapseWatch(plan.config.mining.margin)
+        self._watch = CollapseWatch(plan.config.mining)
         self._began = time.monotonic() - elapsed_s
         self._last = (start, time.monotonic())
         if self._rank == 0:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from facerec.training.gather import all_reduce_sum, gather_objects
 from facerec.training.losses import TripletSum
+from facerec.training.mining import MiningConfig
 from facerec.training.step import Forward, nearest_negatives
 
 COLLAPSE_LINES = 3
@@ -57,22 +58,23 @@ def spread_of(embeddings: Tensor) -> tuple[float, float]:
 class CollapseWatch:
     """Notices that all people are drawn into a few points.
 
-    The mean distance looks healthy when they are several points; loss over margin and the nearest negative do not.
+    The mean distance looks healthy when they are several points; the loss and the nearest negative do not.
     """
 
-    margin: float
+    mining: MiningConfig
     _lines: int = field(default=0, init=False)
 
     def warning(self, metrics: dict[str, Any]) -> str | None:
         """A line to print, each time the last three metrics lines all look collapsed."""
-        at_margin = abs(metrics["loss"] - self.margin) <= 0.02 * self.margin or metrics["active"] == 0
-        near = metrics["nearest_negative"] < 0.05 * self.margin
-        self._lines = self._lines + 1 if at_margin and near else 0
+        expected = self.mining.loss_at_collapse
+        stuck = abs(metrics["loss"] - expected) <= 0.02 * expected or metrics["active"] == 0
+        near = metrics["nearest_negative"] < 0.05 * self.mining.margin
+        self._lines = self._lines + 1 if stuck and near else 0
         if self._lines < COLLAPSE_LINES:
             return None
         self._lines = 0
         return (
-            f"train: WARNING: collapsed: loss {metrics['loss']:.4f} at margin {self.margin}, nearest other person at "
+            f"train: WARNING: collapsed: loss {metrics['loss']:.4f} (all equal: {expected:.4f}), nearest other person at "
             f"{metrics['nearest_negative']:.4f}, effective rank {metrics['effective_rank']:.1f}; the embeddings no longer "
             "tell people apart. Start another --run with --mining.strategy semi_hard or a smaller --optimizer.lr"
         )

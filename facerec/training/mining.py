@@ -7,6 +7,8 @@ embedding size. Distances are squared L2: on unit vectors in [0, 4].
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +17,17 @@ from torch import Tensor
 
 from facerec.errors import ConfigError
 
-Strategy = Literal["batch_hard", "semi_hard", "seed", "curriculum"]
-Miner = Literal["batch_hard", "semi_hard", "seed"]
+Miner = Literal["batch_hard", "semi_hard", "seed", "batch_all"]
+STRATEGIES = ("batch_hard", "semi_hard", "seed", "batch_all", "curriculum")
+Strategy = Literal["batch_hard", "semi_hard", "seed", "batch_all", "curriculum"]
+Distance = Literal["squared", "l2"]
 
-BLOCK = 1024
-"""Rows mined at once: 1,024 x 65,536 distances are 256 MB."""
+BLOCK_DISTANCES = 2**24
+"""Distances looked at together, 64 MB in fp32: all rows of a batch of 4,096, and 256 rows of one of 65,536."""
+
+
+SORT_ABOVE = 20
+"""Faces an identity above which semi-hard sorts a row once: a sort costs as much as a search for twenty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +35,38 @@ class MiningConfig:
     """Which triplets, and how far apart the loss wants people."""
 
     strategy: Strategy = "semi_hard"
-    """semi_hard never collapsed; batch_hard is stronger late; curriculum is the first, then the second; seed mixes."""
+    """semi_hard never collapsed; batch_hard is stronger late; curriculum is the first, then the second; seed mixes;
+    batch_all takes every triplet there is."""
     margin: float = 0.2
-    """How much farther than the positive the negative must be, in squared L2 (0 to 4)."""
+    """How much farther than the positive the negative must be, in ``distance``."""
+    distance: Distance = "squared"
+    """squared L2 (FaceNet's; 0 to 4 on unit vectors), or plain l2 (0 to 2)."""
+    soft: float = 0.0
+    """Above 0: softplus(soft * (d_ap - d_an)) in place of the hinge (Hermans et al. 2017), so nothing is ever done."""
     hard_after: float = 0.5
     """With curriculum: the fraction of all steps after which it turns to batch_hard."""
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("batch_hard", "semi_hard", "seed", "curriculum"):
+        if self.strategy not in STRATEGIES:
             raise ConfigError(
-                f"strategy is {self.strategy!r}; choose batch_hard, semi_hard, seed or curriculum (--mining.strategy)"
+                f"strategy is {self.strategy!r}; choose one of {', '.join(STRATEGIES)} (--mining.strategy)"
             )
-        if not 0 < self.margin <= 4:
+        if self.distance not in ("squared", "l2"):
+            raise ConfigError(f"distance is {self.distance!r}; choose squared or l2 (--mining.distance)")
+        most = 4 if self.distance == "squared" else 2
+        if not 0 < self.margin <= most:
             raise ConfigError(
-                f"margin is {self.margin}; squared distances lie in 0 to 4, choose above 0 (--mining.margin)"
+                f"margin is {self.margin}; {self.distance} distances lie in 0 to {most}, choose above 0 (--mining.margin)"
             )
+        if self.soft < 0:
+            raise ConfigError(f"soft is {self.soft}; choose 0 for the hinge, or above (--mining.soft)")
         if not 0 <= self.hard_after <= 1:
             raise ConfigError(f"hard_after is {self.hard_after}; choose from 0 to 1 (--mining.hard_after)")
+
+    @property
+    def loss_at_collapse(self) -> float:
+        """The loss where all distances are equal."""
+        return math.log(2) if self.soft else self.margin
 
     def miner(self, step: int, steps: int) -> Miner:
         """The miner of a step, counted from 0, of a run of ``steps``."""
@@ -76,7 +99,9 @@ def mine(
     faces: Tensor,
     first: int,
     margin: float,
-    block: int = BLOCK,
+    *,
+    distance: Distance = "squared",
+    block: int | None = None,
 ) -> Triplets:
     """Triplets of the anchors ``local`` [n, d], which are rows ``first`` to first + n of ``everyone`` [b, d].
 
@@ -87,28 +112,39 @@ def mine(
     farther than the positive and within the margin; a pair without one is skipped. seed: farthest positive, nearest
     semi-hard negative, else nearest negative.
     """
-    runs = _Runs.of(labels)
     with torch.no_grad(), torch.autocast(local.device.type, enabled=False):
-        local, everyone = _full_precision(local), _full_precision(everyone)
-        parts = []
-        for start in range(0, len(local), block):
-            rows = torch.arange(start, min(start + block, len(local)), device=local.device)
-            parts.append(
-                _mine_block(miner, _Block.of(rows, local, everyone, labels, faces, first, runs), margin)
-            )
+        parts = [
+            _mine_block(miner, part, margin)
+            for part in blocks(local, everyone, labels, faces, first, distance, block)
+        ]
     return Triplets(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def squared_distances(left: Tensor, right: Tensor) -> Tensor:
-    """Squared L2 of all pairs, [r, b], never below 0; by the Gram matrix."""
-    return ((left * left).sum(1)[:, None] + (right * right).sum(1) - 2 * left @ right.T).clamp_min_(0)
+def blocks(
+    local: Tensor,
+    everyone: Tensor,
+    labels: Tensor,
+    faces: Tensor,
+    first: int,
+    distance: Distance = "squared",
+    block: int | None = None,
+) -> Iterator[Block]:
+    """The distances of the anchors, ``block`` rows at a time; arguments as of ``mine``."""
+    runs = _Runs.of(labels)
+    block = min(block or max(1, BLOCK_DISTANCES // len(everyone)), max(len(local), 1))
+    space = _Workspace.of(_full_precision(everyone), block, distance)
+    for start in range(0, len(local), block):
+        rows = torch.arange(start, min(start + block, len(local)), device=local.device)
+        yield Block.of(rows, _full_precision(local[start : start + block]), faces, first, runs, space)
 
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _mine_block(miner: Miner, block: _Block, margin: float) -> Columns:
+def _mine_block(miner: Miner, block: Block, margin: float) -> Columns:
     if miner == "semi_hard":
+        if block.positives.shape[1] > SORT_ABOVE:
+            return _semi_hard_by_sorting(block, margin)
         pairs = [_semi_hard_of(block, q, margin) for q in range(block.positives.shape[1])]
         return tuple(torch.cat(column) for column in zip(*pairs, strict=True))  # type: ignore[return-value]
     d_ap, positive, has_positive = block.farthest_positive()
@@ -119,54 +155,106 @@ def _mine_block(miner: Miner, block: _Block, margin: float) -> Columns:
     return block.rows, positive, negative, has_positive, has_positive & d_an.isfinite()
 
 
-def _semi_hard_of(block: _Block, q: int, margin: float) -> Columns:
+def _semi_hard_of(block: Block, q: int, margin: float) -> Columns:
     """The nearest semi-hard negative for the q-th positive of every row."""
     d_semi, semi = _nearest_semi_hard(block, block.d_positives[:, q], margin)
     paired = block.is_positive[:, q]
     return block.rows, block.positives[:, q], semi, paired, paired & d_semi.isfinite()
 
 
-def _nearest_semi_hard(block: _Block, d_ap: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+def _semi_hard_by_sorting(block: Block, margin: float) -> Columns:
+    """The same for all positives of every row: one sort, and a binary search for each."""
+    distances, order = block.to_negatives.sort(dim=1, stable=True)
+    place = torch.searchsorted(distances, block.d_positives, right=True).clamp_max_(distances.shape[1] - 1)
+    d_an, d_ap = distances.gather(1, place), block.d_positives
+    valid = block.is_positive & (d_an > d_ap) & (d_an < d_ap + margin) & d_an.isfinite()
+    rows = block.rows[:, None].expand_as(place)
+    columns = (rows, block.positives, order.gather(1, place), block.is_positive, valid)
+    return tuple(column.flatten() for column in columns)  # type: ignore[return-value]
+
+
+def _nearest_semi_hard(block: Block, d_ap: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Distance and row of the nearest negative in (d_ap, d_ap + margin); infinite where there is none."""
-    distances, d_ap = block.to_negatives, d_ap[:, None]
-    inside = (distances > d_ap) & (distances < d_ap + margin)
-    nearest = torch.where(inside, distances, torch.inf).min(dim=1)
-    return nearest.values, nearest.indices
+    d_an, row = block.nearest_beyond(d_ap)
+    return torch.where(d_an < d_ap + margin, d_an, torch.inf), row
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """The distances of some anchors: to their positives as a short list, to their negatives as a row."""
 
     rows: Tensor  # int64 [r], local
     positives: Tensor  # int64 [r, q], global rows
     is_positive: Tensor  # bool [r, q]
     d_positives: Tensor  # [r, q]
-    to_negatives: Tensor  # [r, b], infinite at the anchor's own identity
+    to_negatives: Tensor  # [r, b], infinite at the anchor's own identity; good until the next block
+    scratch: _Workspace
 
     @classmethod
     def of(
         cls,
         rows: Tensor,
-        local: Tensor,
-        everyone: Tensor,
-        labels: Tensor,
+        anchors: Tensor,
         faces: Tensor,
         first: int,
         runs: _Runs,
-    ) -> _Block:
-        distances = squared_distances(local[rows], everyone)
+        space: _Workspace,
+    ) -> Block:
+        distances = space.distances_of(anchors)
         mates, is_mate = runs.mates(rows + first)
-        d_mates = distances.gather(1, mates)
+        d_mates = space.to_mates(anchors, mates)
         is_positive = is_mate & (faces[mates] != faces[rows + first][:, None])
-        same = labels[rows + first][:, None] == labels
-        return cls(rows, mates, is_positive, d_mates, distances.masked_fill_(same, torch.inf))
+        return cls(rows, mates, is_positive, d_mates, distances.scatter_(1, mates, torch.inf), space)
+
+    def nearest_beyond(self, d_ap: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance and row of each anchor's nearest negative that is farther than d_ap [r]; infinite if there is none."""
+        beyond = self.scratch.where_beyond(self.to_negatives, d_ap[:, None])
+        nearest = beyond.min(dim=1)
+        return nearest.values, nearest.indices
 
     def farthest_positive(self) -> tuple[Tensor, Tensor, Tensor]:
         """Distance, global row, and whether there is any; [r] each."""
         farthest = torch.where(self.is_positive, self.d_positives, -torch.inf).max(dim=1)
         row = self.positives.gather(1, farthest.indices[:, None])[:, 0]
         return farthest.values, row, self.is_positive.any(dim=1)
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    """Two b-wide buffers and a mask that all blocks share. Fresh ones for every block cost more than the arithmetic,
+    and the allocator's holes between them grew to 11 GB at b = 65,536."""
+
+    everyone: Tensor  # [b, d]
+    squares: Tensor  # [b]
+    distance: Distance
+    distances: Tensor  # [block, b]
+    beyond: Tensor  # [block, b]
+    mask: Tensor  # bool [block, b]
+
+    @classmethod
+    def of(cls, everyone: Tensor, block: int, distance: Distance) -> _Workspace:
+        distances, beyond = everyone.new_empty(2, block, len(everyone))
+        mask = torch.empty_like(distances, dtype=torch.bool)
+        return cls(everyone, everyone.square().sum(1), distance, distances, beyond, mask)
+
+    def distances_of(self, anchors: Tensor) -> Tensor:
+        """Distances of anchors [r, d] to everyone, [r, b], never below 0; by the Gram matrix."""
+        room = self.distances[: len(anchors)]
+        torch.addmm(self.squares, anchors, self.everyone.T, alpha=-2, out=room)
+        room.add_(anchors.square().sum(1)[:, None]).clamp_min_(0)
+        return room.sqrt_() if self.distance == "l2" else room
+
+    def to_mates(self, anchors: Tensor, mates: Tensor) -> Tensor:
+        """Distances of anchors [r, d] to a few rows each, mates [r, q]: by differences, so that equal rows are at 0."""
+        columns = [(anchors - self.everyone[mates[:, q]]).square().sum(1) for q in range(mates.shape[1])]
+        squared = torch.stack(columns, dim=1)
+        return squared.sqrt_() if self.distance == "l2" else squared
+
+    def where_beyond(self, distances: Tensor, least: Tensor) -> Tensor:
+        """The distances above ``least`` [r, 1], infinite elsewhere."""
+        room, mask = self.beyond[: len(distances)], self.mask[: len(distances)]
+        torch.gt(distances, least, out=mask)
+        return torch.where(mask, distances, distances.new_tensor(torch.inf), out=room)
 
 
 @dataclass(frozen=True)
@@ -184,10 +272,13 @@ class _Runs:
         return cls(torch.argsort(labels, stable=True), starts[inverse], counts[inverse])
 
     def mates(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """All rows of the same label, itself included: int64 [r, q] and which of them are real, bool [r, q]."""
+        """All rows of the same label, itself included: int64 [r, q] and which of them are real, bool [r, q].
+
+        The others, where a person has fewer than q, repeat one of the same label.
+        """
         offsets = torch.arange(int(self.lengths.max()), device=rows.device)
         real = offsets < self.lengths[rows][:, None]
-        return self.order[torch.where(real, self.starts[rows][:, None] + offsets, 0)], real
+        return self.order[self.starts[rows][:, None] + torch.where(real, offsets, 0)], real
 
 
 def _full_precision(embeddings: Tensor) -> Tensor:

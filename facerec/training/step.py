@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from facerec.training.batchnorm import global_statistics, kept_statistics
 from facerec.training.gather import gather, world
-from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
-from facerec.training.mining import Miner, Triplets, mine
+from facerec.training.losses import TripletSum, batch_all_sum, global_triplet_loss, triplet_sum
+from facerec.training.mining import Miner, MiningConfig, Triplets, mine
 
 
 class MicroBatches(nn.Module):
@@ -72,7 +72,7 @@ def descend(
     seeds: Sequence[int],
     sizes: Sequence[int],
     miner: Miner,
-    margin: float,
+    mining: MiningConfig,
     cache: bool = False,
 ) -> Forward:
     """Embed this rank's images [n, 3, s, s], mine them against the global batch, and add the gradient of the loss.
@@ -86,8 +86,13 @@ def descend(
     if cache:
         local.requires_grad_()
     everyone = gather(local, sizes)
-    triplets = mine(miner, local, everyone, labels, faces, sum(sizes[:rank]), margin)
-    sums = triplet_sum(local, everyone, triplets, margin)
+    first = sum(sizes[:rank])
+    if miner == "batch_all":
+        sums = batch_all_sum(local, everyone, labels, faces, first, mining)
+    else:
+        distance = mining.distance
+        triplets = mine(miner, local, everyone, labels, faces, first, mining.margin, distance=distance)
+        sums = triplet_sum(local, everyone, triplets, mining)
     loss = global_triplet_loss(sums)
     loss.backward()  # type: ignore[no-untyped-call]
     if cache:

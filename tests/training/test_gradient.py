@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerec.training.gather import world
-from facerec.training.mining import Miner
+from facerec.training.mining import Miner, MiningConfig
 from facerec.training.step import MicroBatches, descend
 from tests.support.ddp import run_ddp
-from tests.training.test_mining import MINERS, by_loops
+from tests.training.test_mining import MINERS, by_loops, every_triplet
 
 MICRO, PEOPLE, MARGIN = 6, 6, 0.3
+ALL: Miner = "batch_all"
 CASES = [
     (groups, miner, norm, alone)
     for groups in (6, 7)
-    for miner in MINERS
+    for miner in (*MINERS, ALL)
     for norm in (False, True)
     for alone in (False, True)
 ]
@@ -79,7 +80,7 @@ def our_step(groups: int, miner: Miner, norm: bool, alone: bool, cache: bool) ->
         seeds=[900 + group for group in ours],
         sizes=[count * MICRO for count in counts],
         miner=miner,
-        margin=MARGIN,
+        mining=MiningConfig(margin=MARGIN),
         cache=cache,
     )
     return {
@@ -105,7 +106,8 @@ def plain_step(groups: int, miner: Miner, norm: bool, alone: bool) -> tuple[floa
         torch.manual_seed(900 + group)
         embedded.append(network(micro_batch))
     z = torch.cat(embedded)
-    triplets = by_loops(miner, z.detach(), labels, faces, MARGIN)
+    listed = every_triplet(labels.tolist(), faces.tolist())
+    triplets = listed if miner == ALL else by_loops(miner, z.detach(), labels, faces, MARGIN)
     losses = [(z[a] - z[p]).square().sum() - (z[a] - z[n]).square().sum() + MARGIN for a, p, n in triplets]
     active = [loss for loss in losses if loss > 0]
     mean = torch.stack(active).mean()
@@ -202,7 +204,7 @@ def test_a_step_without_any_triplet_has_a_zero_gradient_and_not_none() -> None:
             seeds=range(6),
             sizes=[len(images)],
             miner="batch_hard",
-            margin=MARGIN,
+            mining=MiningConfig(margin=MARGIN),
             cache=cache,
         )
         assert float(result.loss) == 0

@@ -229,10 +229,13 @@ def test_a_run_starts_from_a_model_and_refuses_one_of_another_network(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
-def test_collapse_is_said_after_three_lines_and_names_what_to_change() -> None:
-    watch = CollapseWatch(margin=0.2)
-    bad = {"loss": 0.201, "active": 9, "nearest_negative": 0.001, "effective_rank": 1.0}
-    good = bad | {"loss": 0.1}
+@pytest.mark.parametrize("mining, loss", [(MiningConfig(), 0.201), (MiningConfig(soft=5.0), 0.6932)])
+def test_collapse_is_said_after_three_lines_and_names_what_to_change(
+    mining: MiningConfig, loss: float
+) -> None:
+    watch = CollapseWatch(mining)
+    bad = {"loss": loss, "active": 9, "nearest_negative": 0.001, "effective_rank": 1.0}
+    good = bad | {"loss": loss / 2}
     assert [watch.warning(line) for line in (bad, bad, good, bad, bad)] == [None] * 5
     said = watch.warning(bad)
     assert said is not None

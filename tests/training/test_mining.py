@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerec.errors import ConfigError
-from facerec.training.losses import triplet_sum
-from facerec.training.mining import Miner, MiningConfig, mine
+from facerec.training.losses import TripletSum, batch_all_sum, triplet_sum
+from facerec.training.mining import Distance, Miner, MiningConfig, mine
 
 MINERS: list[Miner] = ["batch_hard", "semi_hard", "seed"]
 Found = set[tuple[int, int, int]]
@@ -58,14 +59,18 @@ def mined(
 ) -> Found:
     embeddings, labels, faces = batch
     local = embeddings[rows.start : rows.stop]
-    found = mine(miner, local, embeddings, labels, faces, rows.start, margin, block)
+    found = mine(miner, local, embeddings, labels, faces, rows.start, margin, block=block)
     columns = [found.anchors + rows.start, found.positives, found.negatives]
     return {tuple(row) for row in torch.stack(columns, 1)[found.valid].tolist()}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("miner", MINERS)
 @pytest.mark.parametrize("margin", [0.2, 2.0])
-def test_miners_find_what_triple_loops_find(miner: Miner, margin: float) -> None:
+@pytest.mark.parametrize("sort_above", [0, 100])
+def test_miners_find_what_triple_loops_find(
+    miner: Miner, margin: float, sort_above: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facerec.training.mining.SORT_ABOVE", sort_above)
     for seed in range(5):
         batch = random_batch(seed)
         expected = by_loops(miner, *batch, margin)
@@ -94,11 +99,12 @@ def test_a_batch_of_one_person_or_of_single_faces_has_no_triplet(miner: Miner) -
         assert not mined(miner, (embeddings, labels, faces), range(24), 8, 0.2)
 
 
-def test_equal_embeddings_have_a_finite_gradient() -> None:
+@pytest.mark.parametrize("distance", ["squared", "l2"])
+def test_equal_embeddings_have_a_finite_gradient(distance: Distance) -> None:
     embeddings = F.normalize(torch.ones(8, 4), dim=1).requires_grad_()
     labels, faces = torch.arange(8) % 4, torch.arange(8)
-    found = mine("batch_hard", embeddings, embeddings, labels, faces, 0, 0.2)
-    sums = triplet_sum(embeddings, embeddings, found, 0.2)
+    found = mine("batch_hard", embeddings, embeddings, labels, faces, 0, 0.2, distance=distance)
+    sums = triplet_sum(embeddings, embeddings, found, MiningConfig(margin=0.2, distance=distance))
     sums.total.backward()  # type: ignore[no-untyped-call]
     assert int(sums.active) == 8
     torch.testing.assert_close(sums.total / 8, torch.tensor(0.2))
@@ -121,11 +127,20 @@ def test_a_curriculum_turns_from_semi_hard_to_batch_hard() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"margin": 0.0}, {"margin": 5.0}, {"strategy": "hardest"}, {"hard_after": 2.0}]
+    "wrong",
+    [
+        {"margin": 0.0},
+        {"margin": 5.0},
+        {"margin": 2.5, "distance": "l2"},
+        {"distance": "cosine"},
+        {"soft": -1.0},
+        {"strategy": "hardest"},
+        {"hard_after": 2.0},
+    ],
 )
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--mining"):
-        MiningConfig(**wrong)  # type: ignore[arg-type]
+        MiningConfig(**wrong)
 
 
 @pytest.mark.parametrize("miner", MINERS)
@@ -134,7 +149,79 @@ def test_every_anchor_positive_pair_is_counted_with_a_negative_or_without(miner:
     everyone = range(len(labels))
     pairs = [(a, p) for a in everyone for p in everyone if labels[a] == labels[p] and faces[a] != faces[p]]
     triplets = mine(miner, embeddings, embeddings, labels, faces, 0, margin=0.01)
-    sums = triplet_sum(embeddings, embeddings, triplets, margin=0.01)
+    sums = triplet_sum(embeddings, embeddings, triplets, MiningConfig(margin=0.01))
     assert int(sums.pairs) == (len(pairs) if miner == "semi_hard" else len({a for a, _ in pairs}))
     if miner == "semi_hard":
         assert 0 < int(sums.active) < int(sums.pairs)
+
+
+LOSSES = [MiningConfig(distance=d, soft=s, margin=0.3) for d in ("squared", "l2") for s in (0.0, 5.0)]
+"""Hinge and soft margin, in both distances."""
+
+
+@pytest.mark.parametrize("config", LOSSES, ids=lambda c: f"{c.distance}-{c.soft}")
+@pytest.mark.parametrize("miner", [*MINERS, "batch_all"])
+def test_loss_and_gradient_are_those_of_triple_loops(miner: Miner, config: MiningConfig) -> None:
+    """By shares and blocks. With batch_all two faces of one person are equal: at 0 there is no gradient, and no NaN."""
+    plain, labels, faces = random_batch(3)
+    if miner == "batch_all":  # the others would have to choose between equals
+        one, other = (labels == labels[1]).nonzero()[:2, 0].tolist()
+        plain[other] = plain[one]
+        assert faces[one] != faces[other]
+    plain.requires_grad_()
+    expected = _plain_losses(miner, plain, labels, faces, config)
+    torch.stack(expected).sum().backward()  # type: ignore[no-untyped-call]
+
+    embeddings = plain.detach().clone().requires_grad_()
+    parts = [_summed(miner, embeddings, labels, faces, rows, config) for rows in (range(10), range(10, 24))]
+    torch.stack([part.total for part in parts]).sum().backward()  # type: ignore[no-untyped-call]
+    assert sum(int(part.active) for part in parts) == sum(float(loss.detach()) > 0 for loss in expected)
+    assert plain.grad is not None
+    assert embeddings.grad is not None
+    torch.testing.assert_close(sum(part.total for part in parts), torch.stack(expected).sum())
+    torch.testing.assert_close(embeddings.grad, plain.grad, rtol=0, atol=1e-9)
+
+
+def _summed(
+    miner: Miner, embeddings: Tensor, labels: Tensor, faces: Tensor, rows: range, config: MiningConfig
+) -> TripletSum:
+    local = embeddings[rows.start : rows.stop]
+    if miner == "batch_all":
+        return batch_all_sum(local, embeddings, labels, faces, rows.start, config, block=4)
+    distance = config.distance
+    found = mine(
+        miner, local, embeddings, labels, faces, rows.start, config.margin, distance=distance, block=4
+    )
+    return triplet_sum(local, embeddings, found, config)
+
+
+def _plain_losses(
+    miner: Miner, embeddings: Tensor, labels: Tensor, faces: Tensor, config: MiningConfig
+) -> list[Tensor]:
+    def distance(i: int, j: int) -> Tensor:
+        return _plain_distance(embeddings[i], embeddings[j], config.distance)
+
+    everyone = range(len(labels))
+    d = [[float(distance(i, j).detach()) for j in everyone] for i in everyone]
+    triplets = (
+        every_triplet(labels.tolist(), faces.tolist())
+        if miner == "batch_all"
+        else _loop(miner, d, labels.tolist(), faces.tolist(), config.margin)
+    )
+    gaps = [distance(a, p) - distance(a, n) for a, p, n in triplets]
+    if config.soft:
+        return [torch.log1p(torch.exp(config.soft * gap)) for gap in gaps]
+    return [(gap + config.margin).clamp_min(0) for gap in gaps]
+
+
+def every_triplet(labels: list[int], faces: list[int]) -> Iterator[tuple[int, int, int]]:
+    everyone = range(len(labels))
+    for a in everyone:
+        for p in everyone:
+            if labels[p] == labels[a] and faces[p] != faces[a]:
+                yield from ((a, p, n) for n in everyone if labels[n] != labels[a])
+
+
+def _plain_distance(left: Tensor, right: Tensor, distance: Distance) -> Tensor:
+    squared = (left - right).square().sum()
+    return squared if distance == "squared" or not float(squared.detach()) else squared.sqrt()
