@@ -26,8 +26,8 @@ BLOCK_DISTANCES = 2**24
 """Distances looked at together, 64 MB in fp32: all rows of a batch of 4,096, and 256 rows of one of 65,536."""
 
 
-SORT_ABOVE = 20
-"""Faces an identity above which semi-hard sorts a row once: a sort costs as much as a search for twenty."""
+SORT_ABOVE = 8
+"""Faces an identity above which semi-hard sorts a row once: a sort costs as much as a search for eight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _mine_block(miner: Miner, block: Block, margin: float) -> Columns:
     if miner == "semi_hard":
-        if block.positives.shape[1] > SORT_ABOVE:
+        if block.positives.shape[1] > SORT_ABOVE and block.to_negatives.dtype == torch.float32:
             return _semi_hard_by_sorting(block, margin)
         pairs = [_semi_hard_of(block, q, margin) for q in range(block.positives.shape[1])]
         return tuple(torch.cat(column) for column in zip(*pairs, strict=True))  # type: ignore[return-value]
@@ -164,13 +164,32 @@ def _semi_hard_of(block: Block, q: int, margin: float) -> Columns:
 
 def _semi_hard_by_sorting(block: Block, margin: float) -> Columns:
     """The same for all positives of every row: one sort, and a binary search for each."""
-    distances, order = block.to_negatives.sort(dim=1, stable=True)
-    place = torch.searchsorted(distances, block.d_positives, right=True).clamp_max_(distances.shape[1] - 1)
-    d_an, d_ap = distances.gather(1, place), block.d_positives
-    valid = block.is_positive & (d_an > d_ap) & (d_an < d_ap + margin) & d_an.isfinite()
+    d_ap, b = block.d_positives, block.to_negatives.shape[1]
+    keys = _sorted(_keys(block.to_negatives, torch.arange(b, device=d_ap.device)))
+    place = torch.searchsorted(keys, _keys(d_ap, torch.tensor(_LOW_HALF)), right=True).clamp_max_(b - 1)
+    negatives = keys.gather(1, place) & _LOW_HALF
+    d_an = block.to_negatives.gather(1, negatives)
+    valid = block.is_positive & (d_an > d_ap) & (d_an < d_ap + margin)
     rows = block.rows[:, None].expand_as(place)
-    columns = (rows, block.positives, order.gather(1, place), block.is_positive, valid)
+    columns = (rows, block.positives, negatives, block.is_positive, valid)
     return tuple(column.flatten() for column in columns)  # type: ignore[return-value]
+
+
+_LOW_HALF = 2**32 - 1
+
+
+def _keys(distances: Tensor, low: Tensor) -> Tensor:
+    """int64 keys that sort by distance, then by ``low``: floats of 0 or more sort as their bits do."""
+    bits = distances.contiguous().view(torch.int32)
+    return bits.long().bitwise_left_shift_(32).bitwise_or_(low.to(distances.device))
+
+
+def _sorted(keys: Tensor) -> Tensor:
+    """Each row sorted, in place where it can be. NumPy's vectorised sort is four times as fast as torch's on a CPU."""
+    if keys.is_cuda:
+        return keys.sort(dim=1).values
+    keys.numpy().sort(axis=1)
+    return keys
 
 
 def _nearest_semi_hard(block: Block, d_ap: Tensor, margin: float) -> tuple[Tensor, Tensor]:

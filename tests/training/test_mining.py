@@ -66,11 +66,7 @@ def mined(
 
 @pytest.mark.parametrize("miner", MINERS)
 @pytest.mark.parametrize("margin", [0.2, 2.0])
-@pytest.mark.parametrize("sort_above", [0, 100])
-def test_miners_find_what_triple_loops_find(
-    miner: Miner, margin: float, sort_above: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("facerec.training.mining.SORT_ABOVE", sort_above)
+def test_miners_find_what_triple_loops_find(miner: Miner, margin: float) -> None:
     for seed in range(5):
         batch = random_batch(seed)
         expected = by_loops(miner, *batch, margin)
@@ -225,3 +221,18 @@ def every_triplet(labels: list[int], faces: list[int]) -> Iterator[tuple[int, in
 def _plain_distance(left: Tensor, right: Tensor, distance: Distance) -> Tensor:
     squared = (left - right).square().sum()
     return squared if distance == "squared" or not float(squared.detach()) else squared.sqrt()
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.2, 2.0])
+@pytest.mark.parametrize("block", [7, 1024])
+def test_sorting_finds_the_semi_hard_that_searching_finds(
+    margin: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, labels, faces = random_batch(2, size=200, people=5)
+    batch = embeddings.float(), labels, faces
+    found = []
+    for sort_above in (1000, 0):
+        monkeypatch.setattr("facerec.training.mining.SORT_ABOVE", sort_above)
+        found.append(mined("semi_hard", batch, range(200), block, margin))
+    assert found[0]
+    assert found[1] == found[0]
