@@ -35,6 +35,8 @@ class Card:
     """Content hash of weights and network: equal models have equal ids."""
     about: dict[str, Any]
     """How it came to be: faces generation, steps, seed."""
+    weights_sha256: str
+    """Hash of the weights' file."""
 
 
 def save_model(
@@ -44,7 +46,11 @@ def save_model(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = safetensors.torch.save(state)
     card = Card(
-        config=config, preprocessing=preprocessing, model_id=_model_id(weights, config), about=dict(about)
+        config=config,
+        preprocessing=preprocessing,
+        model_id=_model_id(weights, config),
+        about=dict(about),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
     storage.write_bytes(storage.join(folder, "model.safetensors"), weights)
     storage.write_json(
@@ -55,7 +61,7 @@ def save_model(
             "model": asdict(config),
             "preprocessing": preprocessing,
             "model_id": card.model_id,
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "weights_sha256": card.weights_sha256,
             "about": card.about,
         },
     )
@@ -67,7 +73,7 @@ def load_model(folder: str) -> tuple[Embedder, Card]:
 
     Raises DatasetError where it is missing or damaged, MismatchError where weights and network disagree.
     """
-    card, digest = _read_card(folder)
+    card = read_card(folder)
     uri = storage.join(folder, "model.safetensors")
     try:
         weights = storage.read_bytes(uri)
@@ -75,7 +81,7 @@ def load_model(folder: str) -> tuple[Embedder, Card]:
         raise DatasetError(
             f"{folder} has a config.json but no model.safetensors; save the model again"
         ) from None
-    if hashlib.sha256(weights).hexdigest() != digest:
+    if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
         raise DatasetError(
             f"{uri} is damaged: its hash is not the one in config.json; copy or train it again"
         )
@@ -88,17 +94,13 @@ def load_model(folder: str) -> tuple[Embedder, Card]:
     return model.eval(), card
 
 
-def read_card(folder: str) -> Card:
-    """The card alone, without the weights."""
-    return _read_card(folder)[0]
-
-
 def is_model(folder: str) -> bool:
     """Whether a finished model stands there."""
     return storage.exists(storage.join(folder, "config.json"))
 
 
-def _read_card(folder: str) -> tuple[Card, str]:
+def read_card(folder: str) -> Card:
+    """The card alone, without the weights. Raises DatasetError where it is missing or damaged."""
     uri = storage.join(folder, "config.json")
     try:
         raw = storage.read_json(uri)
@@ -109,13 +111,13 @@ def _read_card(folder: str) -> tuple[Card, str]:
     if raw.get("format") != VERSION:
         raise DatasetError(f"{uri} has format {raw.get('format')!r}; this code reads {VERSION}")
     try:
-        card = Card(
+        return Card(
             config=ModelConfig(**raw["model"]),
             preprocessing=raw["preprocessing"],
             model_id=raw["model_id"],
             about=raw["about"],
+            weights_sha256=raw["weights_sha256"],
         )
-        return card, raw["weights_sha256"]
     except (KeyError, TypeError, ConfigError) as error:
         raise DatasetError(
             f"{uri} is damaged ({type(error).__name__}: {error}); train the model again"

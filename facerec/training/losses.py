@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facerec.training.distances import Block, Distance, blocks
 from facerec.training.gather import all_reduce_sum, world
-from facerec.training.mining import Block, Distance, MiningConfig, Triplets, blocks
+from facerec.training.mining import MiningConfig, Triplets
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def measure(step: Forward, labels: Tensor, faces: Tensor, margin: float) -> dict
     loss, active, pairs = _totals(step.sums)
     d_ap, d_an = _quantiles(step.sums.d_ap), _quantiles(step.sums.d_an)
     spread, rank = spread_of(step.everyone)
-    nearest = nearest_negatives(step.everyone, labels, faces, margin)
+    nearest = _of_all_ranks(nearest_negatives(step, labels, faces, margin))
     return {
         "loss": loss,
         "active": active,
@@ -106,7 +106,13 @@ def _totals(sums: TripletSum) -> tuple[float, int, int]:
 
 def _quantiles(local: Tensor) -> list[float]:
     """[10 %, 50 %, 90 %] over all ranks' values; zeros where there are none."""
-    values: NDArray[np.float64] = np.concatenate(gather_objects(local.double().cpu().numpy()))
+    values = _of_all_ranks(local).double().numpy()
     return (
         [float(value) for value in np.quantile(values, [0.1, 0.5, 0.9])] if len(values) else [0.0, 0.0, 0.0]
     )
+
+
+def _of_all_ranks(local: Tensor) -> Tensor:
+    """All ranks' values, in rank order, on the CPU."""
+    parts: list[NDArray[np.float32]] = gather_objects(local.cpu().numpy())
+    return torch.from_numpy(np.concatenate(parts))

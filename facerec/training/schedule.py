@@ -73,8 +73,7 @@ class BatchConfig:
                 f"{identities} training identities have 2 faces or more; at least 2 are needed: add people or photographs"
             )
         if self.micro_batch == "auto":
-            fits = [p for p in range(most, 1, -1) if self._micro_batch(p) >= FEWEST]
-            p = fits[0] if fits else most
+            p = next((p for p in range(most, 1, -1) if self._micro_batch(p) >= FEWEST), most)
             return BatchShape(p, self.k, self._micro_batch(p))
         step = _step_of_p(self.k, self.micro_batch)
         if (p := most // step * step) < 2:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from facerec.training.batchnorm import global_statistics, kept_statistics
 from facerec.training.gather import gather, world
 from facerec.training.losses import TripletSum, batch_all_sum, global_triplet_loss, triplet_sum
-from facerec.training.mining import Miner, MiningConfig, Triplets, mine
+from facerec.training.mining import Miner, MiningConfig, mine
 
 
 class MicroBatches(nn.Module):
@@ -61,6 +61,8 @@ class Forward:
     sums: TripletSum
     everyone: Tensor
     """Embeddings of the global batch, [b, d], detached."""
+    rows: range
+    """Which of them are this rank's."""
 
 
 def descend(
@@ -87,6 +89,7 @@ def descend(
         local.requires_grad_()
     everyone = gather(local, sizes)
     first = sum(sizes[:rank])
+    rows = range(first, first + sizes[rank])
     if miner == "batch_all":
         sums = batch_all_sum(local, everyone, labels, faces, first, mining)
     else:
@@ -98,7 +101,7 @@ def descend(
     if cache:
         assert local.grad is not None
         _replay(model, images, seeds, local.grad)
-    return Forward(loss.detach(), sums, everyone.detach())
+    return Forward(loss.detach(), sums, everyone.detach(), rows)
 
 
 def _replay(model: nn.Module, images: Tensor, seeds: Sequence[int], gradient: Tensor) -> None:
@@ -114,7 +117,8 @@ def _bare(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def nearest_negatives(everyone: Tensor, labels: Tensor, faces: Tensor, margin: float) -> Tensor:
-    """Squared L2 from each embedding of the global batch to the nearest other person, [b]."""
-    triplets: Triplets = mine("batch_hard", everyone, everyone, labels, faces, 0, margin)
-    return (everyone - everyone[triplets.negatives]).square().sum(1)[triplets.valid]
+def nearest_negatives(step: Forward, labels: Tensor, faces: Tensor, margin: float) -> Tensor:
+    """Squared L2 from each of this rank's embeddings to the nearest other person, at most [n]."""
+    local, everyone = step.everyone[step.rows.start : step.rows.stop], step.everyone
+    triplets = mine("batch_hard", local, everyone, labels, faces, step.rows.start, margin)
+    return (local - everyone[triplets.negatives]).square().sum(1)[triplets.valid]

@@ -9,57 +9,27 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from facerec.models.format import read_card
 from facerec.publish import Dataset
 from facerec.telemetry import read_json_lines
 from facerec.training.config import TrainConfig
 from facerec.training.loop import train
-from facerec.training.schedule import BatchConfig
-from tests.support.faces import write_faces
-from tests.training.test_loop import MODEL
+from tests.training.test_loop import config_of, weights
 
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 STEPS = 40
 
 
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return write_faces(tmp_path_factory.mktemp("faces"), 12, 5, side=64)
-
-
-def config_of(faces: Dataset, run: Path, num_workers: int) -> TrainConfig:
-    return TrainConfig(
-        faces=faces.folder,
-        run=str(run),
-        model=MODEL,
-        batch=BatchConfig(p=8, k=4, micro_batch=8),
-        steps=STEPS,
-        num_workers=num_workers,
-        checkpoint_every=2,
-        log_every=2,
-    )
-
-
-def command_of(config: TrainConfig) -> list[str]:
-    """The command line that gives this configuration."""
-    flags = {
-        "faces": config.faces,
-        "run": config.run,
-        "model.side": config.model.side,
-        "model.dropout": config.model.dropout,
-        "batch.p": config.batch.p,
-        "batch.k": config.batch.k,
-        "batch.micro_batch": config.batch.micro_batch,
-        "steps": config.steps,
-        "num_workers": config.num_workers,
-        "checkpoint_every": config.checkpoint_every,
-        "log_every": config.log_every,
-    }
-    return [sys.executable, str(JOB), *(f"--{name}={value}" for name, value in flags.items())]
+def command_of(config: TrainConfig, preset: Path) -> list[str]:
+    """The command line that gives this configuration, by a preset that is written here."""
+    preset.write_text(yaml.safe_dump({"train": asdict(config)}))
+    return [sys.executable, str(JOB), "--config", str(preset)]
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.cluster)])
@@ -67,7 +37,8 @@ def test_a_killed_trainer_ends_by_the_same_command_as_if_nothing_had_happened(
     num_workers: int, faces: Dataset, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = command_of(config_of(faces, run, num_workers))
+    config = config_of(faces, run, num_workers=num_workers, steps=STEPS)
+    command = command_of(config, tmp_path / "preset.yaml")
     _kill_after(command, run / "checkpoints" / "step-00000004")
     assert not (run / "model").exists()
 
@@ -80,10 +51,8 @@ def test_a_killed_trainer_ends_by_the_same_command_as_if_nothing_had_happened(
         *range(2, STEPS + 1, 2),
     ]
     if num_workers == 0:
-        undisturbed = config_of(faces, tmp_path / "undisturbed", num_workers)
-        train(undisturbed)
-        name = "model/model.safetensors"
-        assert (run / name).read_bytes() == (Path(undisturbed.run) / name).read_bytes()
+        train(replace(config, run=str(tmp_path / "undisturbed")))
+        assert weights(run) == weights(tmp_path / "undisturbed")
 
 
 @pytest.mark.cluster
@@ -92,7 +61,7 @@ def test_two_ray_workers_train_on_when_one_is_killed(faces: Dataset, tmp_path: P
     run = tmp_path / "run"
     with ThreadPoolExecutor() as pool:
         killed = pool.submit(_kill_a_worker, run / "checkpoints" / "step-00000002")
-        train(config_of(faces, run, num_workers=2))
+        train(config_of(faces, run, num_workers=2, steps=STEPS))
         assert killed.result(timeout=0) > 0
     assert read_card(str(run / "model")).about["steps"] == STEPS
     assert [line["step"] for line in read_json_lines(str(run / "metrics.jsonl"))] == [
@@ -104,13 +73,12 @@ def test_two_ray_workers_train_on_when_one_is_killed(faces: Dataset, tmp_path: P
 def _kill_after(command: list[str], checkpoint: Path) -> None:
     """Start the command, SIGKILL it as soon as the checkpoint stands, and wait until its children have gone too."""
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    children: set[int] = set()
     until = time.monotonic() + 240
     while not checkpoint.exists():
         assert started.poll() is None, "the trainer ended before it could be killed"
         assert time.monotonic() < until, "no checkpoint in 240 s"
         time.sleep(0.01)
-    children |= set(_descendants(started.pid))
+    children = set(_descendants(started.pid))
     started.kill()
     started.wait(timeout=10)
     while left := [child for child in children if _runs(child)]:

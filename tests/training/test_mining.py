@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerec.errors import ConfigError
+from facerec.training.distances import Distance
 from facerec.training.losses import TripletSum, batch_all_sum, triplet_sum
-from facerec.training.mining import Distance, Miner, MiningConfig, mine
+from facerec.training.mining import Miner, MiningConfig, mine
 
 MINERS: list[Miner] = ["batch_hard", "semi_hard", "seed"]
 Found = set[tuple[int, int, int]]

@@ -1,0 +1,144 @@
+"""Distances of local anchors to the global batch, a block of rows at a time: what miners and losses look at.
+
+Legend: n rows of this rank, b global batch, r rows of a block, q faces of a person at most, d embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Distance = Literal["squared", "l2"]
+"""Squared L2, on unit vectors in [0, 4], or L2, in [0, 2]."""
+
+BLOCK_DISTANCES = 2**24
+"""Distances looked at together, 64 MB in fp32: all rows of a batch of 4,096, and 256 rows of one of 65,536."""
+
+
+def blocks(
+    local: Tensor,
+    everyone: Tensor,
+    labels: Tensor,
+    faces: Tensor,
+    first: int,
+    distance: Distance = "squared",
+    block: int | None = None,
+) -> Iterator[Block]:
+    """The distances of the anchors, ``block`` rows at a time; arguments as of ``mine``."""
+    runs = _Runs.of(labels)
+    block = min(block or max(1, BLOCK_DISTANCES // len(everyone)), max(len(local), 1))
+    space = _Workspace.of(_full_precision(everyone), block, distance)
+    for start in range(0, len(local), block):
+        rows = torch.arange(start, min(start + block, len(local)), device=local.device)
+        yield Block.of(rows, _full_precision(local[start : start + block]), faces, first, runs, space)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The distances of some anchors: to their positives as a short list, to their negatives as a row."""
+
+    rows: Tensor  # int64 [r], local
+    positives: Tensor  # int64 [r, q], global rows
+    is_positive: Tensor  # bool [r, q]
+    d_positives: Tensor  # [r, q]
+    to_negatives: Tensor  # [r, b], infinite at the anchor's own identity; good until the next block
+    scratch: _Workspace
+
+    @classmethod
+    def of(
+        cls,
+        rows: Tensor,
+        anchors: Tensor,
+        faces: Tensor,
+        first: int,
+        runs: _Runs,
+        space: _Workspace,
+    ) -> Block:
+        distances = space.distances_of(anchors)
+        mates, is_mate = runs.mates(rows + first)
+        d_mates = space.to_mates(anchors, mates)
+        is_positive = is_mate & (faces[mates] != faces[rows + first][:, None])
+        return cls(rows, mates, is_positive, d_mates, distances.scatter_(1, mates, torch.inf), space)
+
+    def nearest_beyond(self, d_ap: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance and row of each anchor's nearest negative that is farther than d_ap [r]; infinite if there is none."""
+        beyond = self.scratch.where_beyond(self.to_negatives, d_ap[:, None])
+        nearest = beyond.min(dim=1)
+        return nearest.values, nearest.indices
+
+    def farthest_positive(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Distance, global row, and whether there is any; [r] each."""
+        farthest = torch.where(self.is_positive, self.d_positives, -torch.inf).max(dim=1)
+        row = self.positives.gather(1, farthest.indices[:, None])[:, 0]
+        return farthest.values, row, self.is_positive.any(dim=1)
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    """Two b-wide buffers and a mask that all blocks share. Fresh ones for every block cost more than the arithmetic,
+    and the allocator's holes between them grew to 11 GB at b = 65,536."""
+
+    everyone: Tensor  # [b, d]
+    squares: Tensor  # [b]
+    distance: Distance
+    distances: Tensor  # [block, b]
+    beyond: Tensor  # [block, b]
+    mask: Tensor  # bool [block, b]
+
+    @classmethod
+    def of(cls, everyone: Tensor, block: int, distance: Distance) -> _Workspace:
+        distances, beyond = everyone.new_empty(2, block, len(everyone))
+        mask = torch.empty_like(distances, dtype=torch.bool)
+        return cls(everyone, everyone.square().sum(1), distance, distances, beyond, mask)
+
+    def distances_of(self, anchors: Tensor) -> Tensor:
+        """Distances of anchors [r, d] to everyone, [r, b], never below 0; by the Gram matrix."""
+        room = self.distances[: len(anchors)]
+        torch.addmm(self.squares, anchors, self.everyone.T, alpha=-2, out=room)
+        room.add_(anchors.square().sum(1)[:, None]).clamp_min_(0)
+        return room.sqrt_() if self.distance == "l2" else room
+
+    def to_mates(self, anchors: Tensor, mates: Tensor) -> Tensor:
+        """Distances of anchors [r, d] to a few rows each, mates [r, q]: by differences, so that equal rows are at 0."""
+        columns = [(anchors - self.everyone[mates[:, q]]).square().sum(1) for q in range(mates.shape[1])]
+        squared = torch.stack(columns, dim=1)
+        return squared.sqrt_() if self.distance == "l2" else squared
+
+    def where_beyond(self, distances: Tensor, least: Tensor) -> Tensor:
+        """The distances above ``least`` [r, 1], infinite elsewhere."""
+        room, mask = self.beyond[: len(distances)], self.mask[: len(distances)]
+        torch.gt(distances, least, out=mask)
+        return torch.where(mask, distances, distances.new_tensor(torch.inf), out=room)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Rows sorted by label, so that an anchor's positives are a short run and not a mask b wide."""
+
+    order: Tensor  # int64 [b], rows by label
+    starts: Tensor  # int64 [b], where a row's run starts in ``order``
+    lengths: Tensor  # int64 [b], how long it is
+
+    @classmethod
+    def of(cls, labels: Tensor) -> _Runs:
+        _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+        starts = counts.cumsum(0) - counts
+        return cls(torch.argsort(labels, stable=True), starts[inverse], counts[inverse])
+
+    def mates(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows of the same label, itself included: int64 [r, q] and which of them are real, bool [r, q].
+
+        The others, where a person has fewer than q, repeat one of the same label.
+        """
+        offsets = torch.arange(int(self.lengths.max()), device=rows.device)
+        real = offsets < self.lengths[rows][:, None]
+        return self.order[self.starts[rows][:, None] + torch.where(real, offsets, 0)], real
+
+
+def _full_precision(embeddings: Tensor) -> Tensor:
+    embeddings = embeddings.detach()
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
