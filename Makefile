@@ -6,7 +6,7 @@ SOURCE ?=
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-cluster bench-mining check format install clean
+.PHONY: demo test test-cluster bench-mining bench-schedule bench-train check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -16,6 +16,12 @@ test: install
 
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster
+
+bench-train: install  ## speed and memory of a training step, data wait, 4,096 faces at 224 px
+	$(BIN)/python -m tests.bench.train
+
+bench-schedule: install  ## the plan of batches at 10^8 faces and 64 workers
+	$(BIN)/python -m tests.bench.schedule
 
 bench-mining: install  ## mining in row blocks, against pytorch-metric-learning
 	$(BIN)/python -m tests.bench.mining

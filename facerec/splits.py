@@ -22,19 +22,27 @@ class SplitConfig:
 
     unseen: float = 0.2
     """Fraction of the identities held out; under 50 identities at least max(3, a quarter) are."""
+    validation: float = 0.1
+    """Fraction of the others kept back to watch the training and choose its best checkpoint; none under 50 of them."""
     salt: str = "facerec"
     """Another salt is another split."""
 
     def __post_init__(self) -> None:
         if not 0 < self.unseen < 1:
             raise ConfigError(f"unseen is {self.unseen}; choose a fraction between 0 and 1 (--split.unseen)")
+        if not 0 <= self.validation < 1:
+            raise ConfigError(
+                f"validation is {self.validation}; choose a fraction from 0 to below 1 (--split.validation)"
+            )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Identities in hash order; every identity is in exactly one of the two."""
+    """Identities in hash order; every identity is in exactly one of the three."""
 
     train: tuple[str, ...]
+    validation: tuple[str, ...]
+    """Never trained on, and not scored in the end: they choose the checkpoint."""
     unseen: tuple[str, ...]
 
 
@@ -53,7 +61,11 @@ def split_identities(identities: Iterable[str], config: SplitConfig) -> Split:
     if count < SMALL:
         unseen = max(unseen, 3, math.ceil(count / 4))
     unseen = min(max(unseen, 1), count - 2)
-    return Split(train=tuple(ranked[unseen:]), unseen=tuple(ranked[:unseen]))
+    rest = ranked[unseen:]
+    validation = round(len(rest) * config.validation) if len(rest) >= SMALL else 0
+    return Split(
+        train=tuple(rest[validation:]), validation=tuple(rest[:validation]), unseen=tuple(ranked[:unseen])
+    )
 
 
 def _rank(salt: str, name: str) -> bytes:

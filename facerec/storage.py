@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -94,6 +95,13 @@ def remove_tree(uri: str) -> None:
         filesystem.delete_dir(path)
 
 
+def remove_file(uri: str) -> None:
+    """Remove a file; one that is not there is no error."""
+    filesystem, path = _resolve(uri)
+    if filesystem.get_file_info(path).type == pa.fs.FileType.File:
+        filesystem.delete_file(path)
+
+
 def read_json(uri: str) -> dict[str, Any]:
     """A JSON object; raises FileNotFoundError, or DatasetError where it is damaged."""
     try:
@@ -110,14 +118,16 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, sort_keys=True, indent=2) + "\n").encode())
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file, whole."""
+def read_table(
+    uri: str, columns: list[str] | None = None, *, repetitive: list[str] | None = None
+) -> pa.Table:
+    """A Parquet file, whole. Columns in ``repetitive`` come as dictionaries: each string is held once."""
     with open_input(uri) as file:
-        return pq.read_table(file, columns=columns)
+        return pq.read_table(file, columns=columns, read_dictionary=repetitive)
 
 
-def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
-    """A Parquet file, whole or not at all.
+def write_table(uri: str, table: pa.Table, *, row_groups: Sequence[int] | None = None) -> None:
+    """A Parquet file, whole or not at all; ``row_groups`` are their sizes, by default Arrow's choice.
 
     Photographs are compressed already, so ``image.bytes`` is stored as it is and readers get it without a copy.
     """
@@ -125,8 +135,11 @@ def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None)
     leaves |= {
         path: "none" for path in leaves if path.endswith("image.bytes") or path.startswith("embedding")
     }
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=row_group_size, compression=leaves, write_page_checksum=True)
+    sink, first = pa.BufferOutputStream(), 0
+    with pq.ParquetWriter(sink, table.schema, compression=leaves, write_page_checksum=True) as writer:
+        for rows in row_groups or [table.num_rows]:
+            writer.write_table(table.slice(first, rows))
+            first += rows
     write_bytes(uri, sink.getvalue().to_pybytes())
 
 

@@ -14,7 +14,7 @@ from facerec.evaluation.pipeline import EvaluateConfig, evaluate
 from facerec.reporting.page import ReportConfig, write_report
 from facerec.session import ray_session
 from facerec.training.config import TrainConfig
-from facerec.training.loop import train
+from facerec.training.fit import train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class PipelineConfig:
     """Numbers to a page."""
 
     def __post_init__(self) -> None:
-        if self.train.num_workers < 1:
+        if self.train.workers == (0, 0):
             raise ConfigError(
                 f"num_workers is {self.train.num_workers}; the pipeline trains on Ray (--train.num_workers >= 1)"
             )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from facerec.cli import main
 from facerec.session import ray_session
 from facerec.training.config import TrainConfig
-from facerec.training.loop import train
+from facerec.training.fit import train
 
 
 def run(config: TrainConfig) -> None:
     """Train, or go on from the last checkpoint of the same run; --num_workers 0 needs no Ray."""
-    if config.num_workers == 0:
+    if config.workers == (0, 0):
         train(config)
         return
     with ray_session():

@@ -18,10 +18,16 @@ from facerec.alignment.sources import Listing
 from facerec.errors import DatasetError, SourceError
 
 CHUNK = 16
-"""Faces of one identity that lie together."""
+"""Faces of one identity that lie together; a shorter rest stays with the chunk before it."""
 ROW_GROUP = 256
-SHARD = 4096
-"""About 100 MB a file at 25 KB a face."""
+"""Faces of a row group at least, where there are as many: it ends with the chunk that fills it."""
+SHARD = 16
+"""Row groups a file: about 100 MB at 25 KB a face."""
+
+Row = dict[str, Any]
+"""A face or reject without its image."""
+
+Chunk = list[Row]
 
 Where = tuple[int, int]
 """Part number and row within it."""
@@ -47,13 +53,14 @@ def compact(folder: str, listing: Listing, config: dict[str, Any], seed: int) ->
     )
     base = f"generations/{generation:04d}"
     files, spans = [], []
-    ordered = _layout(faces, seed)
-    for number, first in enumerate(range(0, len(ordered), SHARD)):
-        path, chosen = f"{base}/faces-{number:05d}.parquet", ordered[first : first + SHARD]
-        table = _gather(parts, [row["where"] for row in chosen])
-        storage.write_table(storage.join(folder, path), table, row_group_size=ROW_GROUP)
+    row_groups = list(_filled(_chunks(faces, seed), ROW_GROUP))
+    for number, first in enumerate(range(0, len(row_groups), SHARD)):
+        path, chosen = f"{base}/faces-{number:05d}.parquet", row_groups[first : first + SHARD]
+        table = _gather(parts, [row["where"] for group in chosen for chunk in group for row in chunk])
+        sizes = [sum(map(len, group)) for group in chosen]
+        storage.write_table(storage.join(folder, path), table, row_groups=sizes)
         files.append(publish.describe(folder, path, "faces", table.num_rows))
-        spans += list(_spans(path, [row["identity"] for row in chosen]))
+        spans += list(_spans(path, chosen))
     tables = {
         "rejects": pa.Table.from_pylist(
             [{k: row[k] for k in schema.REJECTS.names} for row in rejects], schema=schema.REJECTS
@@ -72,7 +79,7 @@ def compact(folder: str, listing: Listing, config: dict[str, Any], seed: int) ->
     return publish.publish(folder, generation, files, about)
 
 
-def _metadata(parts: list[str], photographs: pa.Table) -> list[dict[str, Any]]:
+def _metadata(parts: list[str], photographs: pa.Table) -> list[Row]:
     """Rows of all parts without images, in source order, each with where it lies."""
     columns = [name for name in schema.ALIGNED.names if name not in ("image", "box", "landmarks", "blur")]
     listed = set(zip(photographs["source_uri"].to_pylist(), photographs["identity"].to_pylist(), strict=True))
@@ -85,11 +92,11 @@ def _metadata(parts: list[str], photographs: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _without_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _without_duplicates(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """Faces and rejects; the same bytes and identity again is a duplicate of the first by URI."""
     first: dict[tuple[str, str | None], str] = {}
-    faces: list[dict[str, Any]] = []
-    rejects: list[dict[str, Any]] = []
+    faces: list[Row] = []
+    rejects: list[Row] = []
     seen: set[str] = set()
     for row in rows:
         key = (row["source_hash"], row["identity"])
@@ -105,7 +112,7 @@ def _without_duplicates(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]
     return faces, rejects
 
 
-def _account_for_all(listed: int, faces: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
+def _account_for_all(listed: int, faces: list[Row], rejects: list[Row]) -> None:
     used = len({(row["source_uri"], row["identity"]) for row in faces})
     lost = sum(row["level"] == "image" for row in rejects)
     if used + lost != listed:
@@ -114,17 +121,32 @@ def _account_for_all(listed: int, faces: list[dict[str, Any]], rejects: list[dic
         )
 
 
-def _layout(faces: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+def _chunks(faces: list[Row], seed: int) -> list[Chunk]:
     """Chunks of one identity in seeded shuffled order; within an identity, faces are shuffled too."""
-    by_identity: dict[str, list[dict[str, Any]]] = {}
+    by_identity: dict[str, list[Row]] = {}
     for row in faces:
         by_identity.setdefault(row["identity"] or "", []).append(row)
     chunks = []
     for identity, rows in by_identity.items():
         order = seeding.generator("layout", seed, identity).permutation(len(rows))
-        shuffled = [rows[i] for i in order]
-        chunks += [shuffled[at : at + CHUNK] for at in range(0, len(shuffled), CHUNK)]
-    return [row for i in seeding.generator("chunks", seed).permutation(len(chunks)) for row in chunks[i]]
+        whole = max(1, len(rows) // CHUNK)
+        chunks += [
+            [rows[i] for i in order[n * CHUNK : (n + 1) * CHUNK if n + 1 < whole else None]]
+            for n in range(whole)
+        ]
+    return [chunks[i] for i in seeding.generator("chunks", seed).permutation(len(chunks))]
+
+
+def _filled(chunks: list[Chunk], size: int) -> Iterator[list[Chunk]]:
+    """Consecutive chunks that together hold ``size`` rows or just more; the last ones may hold fewer."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        group.append(chunk)
+        if sum(map(len, group)) >= size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _gather(parts: list[str], where: list[Where]) -> pa.Table:
@@ -141,23 +163,22 @@ def _gather(parts: list[str], where: list[Where]) -> pa.Table:
     return pa.concat_tables(tables).take(pa.array(position)).cast(schema.FACES)
 
 
-def _spans(path: str, identities: list[str]) -> Iterator[dict[str, Any]]:
-    start = 0
-    for row in range(1, len(identities) + 1):
-        same = row < len(identities) and identities[row] == identities[start] and row % ROW_GROUP
-        if not same:
-            group, first = divmod(start, ROW_GROUP)
+def _spans(path: str, row_groups: list[list[Chunk]]) -> Iterator[Row]:
+    """schema.INDEX rows: one a chunk."""
+    for number, group in enumerate(row_groups):
+        first = 0
+        for chunk in group:
             yield {
-                "identity": identities[start],
+                "identity": chunk[0]["identity"],
                 "file": path,
-                "row_group": group,
+                "row_group": number,
                 "first_row": first,
-                "rows": row - start,
+                "rows": len(chunk),
             }
-            start = row
+            first += len(chunk)
 
 
-def _label_conflicts(faces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _label_conflicts(faces: list[Row]) -> list[Row]:
     """The same bytes under two identities: one label is wrong, and only the user can say which."""
     table = pa.table(
         {"hash": [row["source_hash"] for row in faces], "identity": [row["identity"] or "" for row in faces]}
@@ -170,7 +191,7 @@ def _label_conflicts(faces: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _counts(listing: Listing, faces: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[str, Any]:
+def _counts(listing: Listing, faces: list[Row], rejects: list[Row]) -> dict[str, Any]:
     return {
         "photographs": listing.photographs.num_rows,
         "ignored_files": listing.ignored,

@@ -33,8 +33,10 @@ def resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def to_input(images: NDArray[np.uint8], side: int) -> Tensor:
-    """RGB uint8 [n, h, w, 3] to float32 [n, 3, side, side] in [-1, 1]: x / 127.5 - 1."""
-    resized = np.empty((len(images), side, side, 3), np.uint8)
-    for i, image in enumerate(images):
-        resized[i] = resize(image, side)
-    return torch.from_numpy(resized).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    """RGB uint8 [n, h, w, 3] to float32 [n, 3, side, side] in [-1, 1]."""
+    return normalize(torch.from_numpy(np.stack([resize(image, side) for image in images])))
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """RGB uint8 [n, side, side, 3] to float32 [n, 3, side, side] in [-1, 1], channels last in memory: x / 127.5 - 1."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

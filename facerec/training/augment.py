@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from facerec.errors import ConfigError
 from facerec.models.images import resize
 
+DRAWS = 8
+"""Random numbers a face."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -37,13 +40,13 @@ class AugmentConfig:
 
 
 def augment(
-    image: NDArray[np.uint8], side: int, config: AugmentConfig, random: np.random.Generator
+    image: NDArray[np.uint8], side: int, config: AugmentConfig, drawn: NDArray[np.float64]
 ) -> NDArray[np.uint8]:
     """A changed face, RGB uint8 [side, side, 3], of an RGB uint8 [h, w, 3].
 
-    Draws eight numbers whatever the config, so a probability changed moves no other draw.
+    ``drawn`` are DRAWS numbers from 0 to 1, whatever the config, so that one setting changed moves no other draw.
     """
-    flip, size, x, y, light, contrast, grey, _ = random.random(8)
+    flip, size, x, y, light, contrast, grey, _ = drawn
     face = resize(_crop(image, 1 - config.crop * size, x, y), side)
     if flip < config.flip:
         face = np.ascontiguousarray(face[:, ::-1])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from facerec.training.gather import all_reduce_sum
+from facerec.training.gather import all_reduce
 
 
 @contextlib.contextmanager
@@ -95,5 +95,5 @@ def _put(layer: _BatchNorm, flat: Tensor) -> None:
 def _mean_over_groups(sums: list[Tensor], groups: int) -> list[Tensor]:
     if not sums:
         return []
-    total = all_reduce_sum(torch.cat(sums)) / groups
+    total = all_reduce(torch.cat(sums)) / groups
     return list(torch.split(total, [len(vector) for vector in sums]))

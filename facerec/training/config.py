@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from facerec.errors import ConfigError
 from facerec.models.embedder import ModelConfig
 from facerec.splits import SplitConfig
 from facerec.training.augment import AugmentConfig
+from facerec.training.batches import BatchConfig
+from facerec.training.metric_learning import LibraryLoss
 from facerec.training.mining import MiningConfig
-from facerec.training.schedule import BatchConfig
+from facerec.training.validation import ValidationConfig
 
-INDIFFERENT = ("faces", "run", "num_workers", "gpu", "threads", "checkpoint_every", "keep", "log_every")
+INDIFFERENT = (
+    *("faces", "run", "num_workers", "gpu", "threads", "loader_threads", "compile"),
+    *("validation", "checkpoint_every", "keep", "log_every"),
+)
 """Settings that may change between a run's attempts. The faces are pinned by their hash, so they may move."""
 
 
@@ -62,16 +67,25 @@ class TrainConfig:
     """The global batch."""
     mining: MiningConfig = field(default_factory=MiningConfig)
     """The triplets."""
+    library: LibraryLoss = field(default_factory=LibraryLoss)
+    """A loss of pytorch-metric-learning in place of the triplets."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Changes of the training faces."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """What is looked at, at every checkpoint, of people kept back for it."""
     steps: int = 600
     """Global batches to train on."""
     seed: int = 0
     """Decides initial weights, batches, augmentation and dropout."""
-    num_workers: int = 2
-    """Ray workers that share each batch; 0 trains in this process, without Ray."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: matrix products in half precision, for faces to embeddings only. auto: bf16 on a GPU, and on a CPU that
+    has it unless the network is depthwise; what it came to is kept in run.json."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is validated and saved; 0 for none."""
+    num_workers: int | tuple[int, int] = 2
+    """Ray workers that share each batch; [least, most] takes as many as there are; 0 trains here, without Ray."""
     gpu: bool = False
     """One GPU a worker (NCCL) instead of one CPU (gloo)."""
     checkpoint_every: int = 100
@@ -81,18 +95,31 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of metrics and progress."""
     threads: int = 1
-    """CPU threads a worker."""
+    """CPU threads a worker computes with."""
+    loader_threads: int = 1
+    """CPU threads a worker decodes and augments with, ahead of the step."""
+    compile: bool = False
+    """torch.compile of the backbone: minutes at the start, for some speed on a GPU."""
     init: str | None = None
     """Folder of a model to start from; without it weights are drawn from the seed."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "checkpoint_every", "keep", "log_every", "threads"):
+        for name in ("steps", "checkpoint_every", "keep", "log_every", "threads", "loader_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose 1 or more (--{name})")
-        if self.num_workers < 0:
+        least, most = self.workers
+        if least < 0 or most < least or (least == 0 and most):
             raise ConfigError(
-                f"num_workers is {self.num_workers}; choose 0 (this process) or more (--num_workers)"
+                f"num_workers is {self.num_workers}; choose 0 (this process), a number, or [least, most] "
+                "from 1 (--num_workers)"
             )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}; choose 0 for none, or a decay like 0.999 (--ema)")
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most Ray workers; (0, 0) for this process."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide the result, by flag: what a run folder belongs to."""

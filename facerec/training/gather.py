@@ -6,7 +6,7 @@ Without a process group every function here is the identity, so that one process
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -58,11 +58,11 @@ class _Gather(torch.autograd.Function):
         return total[ctx.start : ctx.start + ctx.rows], None
 
 
-def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over ranks, without gradient."""
+def all_reduce(value: Tensor, op: Literal["sum", "min"] = "sum") -> Tensor:
+    """The sum or least over ranks, without gradient."""
     value = value.detach().clone()
     if grouped():
-        dist.all_reduce(value)
+        dist.all_reduce(value, dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MIN)
     return value
 
 

@@ -1,9 +1,9 @@
-"""Training, top-down: check everything, then the same worker on every rank, in this process or under Ray Train."""
+"""One rank's training, from the last checkpoint to the end. Ranks differ in their share of the faces; rank 0 writes."""
 
 from __future__ import annotations
 
 import contextlib
-import time
+import hashlib
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
@@ -12,94 +12,33 @@ from typing import Any
 import cv2
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from facerec import publish, seeding
-from facerec.errors import ConfigError, FacerecError
+from facerec import seeding
+from facerec.errors import ConfigError
 from facerec.models.embedder import Embedder, build
 from facerec.models.format import is_model, load_model, save_model
-from facerec.telemetry import JsonLines
+from facerec.models.images import normalize
 from facerec.training import state
 from facerec.training.batchnorm import calibrate
+from facerec.training.clock import Clock
 from facerec.training.config import OptimizerConfig, TrainConfig
-from facerec.training.gather import from_first, world
+from facerec.training.gather import all_reduce, from_first, world
+from facerec.training.journal import Journal
 from facerec.training.loader import FaceStore, Loader, Share
-from facerec.training.measures import CollapseWatch, measure, progress_line
-from facerec.training.plan import Plan, make_plan, record
+from facerec.training.plan import Plan
 from facerec.training.step import Forward, MicroBatches, descend
-
-RESTARTS = 3
-"""Times that Ray Train starts the workers again after a failure, before it gives up."""
+from facerec.training.validation import Validation
 
 CALIBRATION_FACES = 512
 """Faces whose statistics the untrained network's BatchNorm gets."""
 
-
-def train(config: TrainConfig) -> None:
-    """Train, or go on training, until ``run/model/`` stands; a finished run returns at once.
-
-    Needs an initialised Ray unless ``num_workers`` is 0. Raises FacerecError, with one line, before any work where
-    something does not fit.
-    """
-    plan = make_plan(config)
-    with publish.exclusive(plan.uri(), "--run"):
-        record(plan)
-        if is_model(plan.uri("model")):
-            print(
-                f"train: {config.run} is finished already ({config.steps} steps): {plan.uri('model')}",
-                flush=True,
-            )
-            return
-        print(
-            f"train: {len(plan.identities)} identities to train on, {len(plan.split.unseen)} unseen; "
-            f"batches of {plan.shape.p} x {plan.shape.k} faces in {plan.shape.groups} micro-batches",
-            flush=True,
-        )
-        if config.num_workers == 0:
-            work(plan)
-        else:
-            _fit(plan)
-
-
-def _fit(plan: Plan) -> None:
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    config = plan.config
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"plan": plan},
-        scaling_config=ray.train.ScalingConfig(num_workers=config.num_workers, use_gpu=config.gpu),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=plan.uri("ray"),
-            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        raise _users_fault(error.worker_failures) or error from None
-
-
-def _ray_worker(loop_config: dict[str, Any]) -> None:
-    import ray.train
-
-    plan: Plan = loop_config["plan"]
-    work(plan)
-    ray.train.report({"steps": plan.config.steps})
-
-
-def _users_fault(failures: dict[int, Exception]) -> FacerecError | None:
-    """The FacerecError among the workers' failures, out of Ray's wrapping."""
-    for failure in failures.values():
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, FacerecError):
-            return cause
-    return None
+NEVER = 2**62
+"""As the first step that went wrong: none has."""
 
 
 def work(plan: Plan) -> None:
-    """What each rank does; ranks differ in their share of the faces, and rank 0 writes."""
+    """What each rank does."""
     with _threads(plan.config.threads), warnings.catch_warnings():
         # Depthwise kernels have two layouts in memory that are the same; DDP copies between them.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -113,58 +52,124 @@ class Worker:
         self.plan, self.config = plan, plan.config
         self.rank, self.workers = world()
         self.device = _device(self.config.gpu, self.workers)
-        self.network = _network(self.config).to(self.device)
+        self.network = _network(self.config).to(self.device).to(memory_format=torch.channels_last)
+        self.average = _average(self.network, self.config.ema)
         self.optimizer = _optimizer(self.network, self.config.optimizer)
+        self.library = self.config.library.build() if self.config.library.loss else None
         self.groups = plan.shape.share(self.workers, self.rank)
         self.sizes = plan.shape.sizes(self.workers)
-        index = plan.index()
+        self.chain = ""
+        self.first_bad = torch.full((), NEVER, device=self.device)
+        self.clock = Clock(self.device)
+        index, side = plan.index(), self.config.model.side
+        store = FaceStore(plan.dataset, index)
         self.loader = Loader(
-            store=FaceStore(plan.dataset, index),
+            store=store,
             schedule=plan.schedule(index),
-            side=self.config.model.side,
+            side=side,
             augment=self.config.augment,
             seed=self.config.seed,
+            threads=self.config.loader_threads,
+            pin=self.config.gpu,
         )
+        self.validation = Validation(store, index, plan.split.validation, self.config.validation, side)
+
+    @property
+    def trained(self) -> Embedder:
+        """The network as it is validated and saved: its moving average, where there is one."""
+        trained: Embedder = self.network if self.average is None else self.average.module
+        return trained
 
     def run(self) -> None:
         """Go on from the last checkpoint, train to the end, and save the model."""
         start, elapsed = self._resume()
         if start == 0:
             self._save_untrained()
-        model = _distributed(MicroBatches(self.network, self.plan.shape.groups))
-        journal = _Journal(self.plan, start, elapsed)
-        with contextlib.closing(self.loader.ahead(range(start, self.config.steps), self.groups)) as shares:
-            for batch in shares:
+        if self.config.compile:
+            self.network.network.compile()
+        model = _distributed(MicroBatches(self.network, self.plan.shape.groups, self.plan.precision))
+        journal = Journal(self.plan, self.clock, start, elapsed)
+        shares = self.loader.ahead(range(start, self.config.steps), self.groups)
+        with contextlib.closing(shares), contextlib.closing(journal):
+            while batch := self._next(shares):
                 self._step(model, batch, journal)
         if self.rank == 0:
-            self._save_model("model", self.network, self.config.steps)
+            self._save_best()
+            self._save_model("model", self.trained, self.config.steps)
             print(f"train: finished, {self.config.steps} steps: {self.plan.uri('model')}", flush=True)
 
-    def _step(self, model: nn.Module, batch: Share, journal: _Journal) -> None:
+    def _next(self, shares: Iterator[Share]) -> Share | None:
+        with self.clock("wait"):
+            return next(shares, None)
+
+    def _step(self, model: nn.Module, batch: Share, journal: Journal) -> None:
         config, done = self.config, batch.step + 1
-        lr = config.optimizer.lr_at(batch.step, config.steps)
-        labels, faces = batch.labels.to(self.device), batch.faces.to(self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        labels, faces = self._here(batch.labels), self._here(batch.faces)
         self.optimizer.zero_grad(set_to_none=True)
-        result = descend(
+        result = self._descend(model, batch, labels, faces)
+        logs = done % config.log_every == 0 or done in (1, config.steps)
+        extra: dict[str, Any] = {"gradient_norm": _gradient_norm(self.network)} if logs else {}
+        with self.clock("optimizer"):
+            self._update(batch.step)
+        self.chain = _link(self.chain, batch)
+        self._watch(done, result)
+        saves = done % config.checkpoint_every == 0 or done == config.steps
+        if logs or saves:
+            self._stop_if_bad(done)
+        scores = self._validate() if saves else {}
+        if logs or scores:
+            extra |= {"lr": config.optimizer.lr_at(batch.step, config.steps), "batches": self.chain}
+            extra |= {"epoch": self.loader.schedule.epoch(batch.step)}
+            journal.write(done, result, labels, faces, extra | ({"validation": scores} if scores else {}))
+        if saves and self.rank == 0:
+            self._save_state(done, journal.elapsed_s, scores.get("nearest_neighbour"))
+
+    def _descend(self, model: nn.Module, batch: Share, labels: Tensor, faces: Tensor) -> Forward:
+        config = self.config
+        return descend(
             model.train(),
-            batch.images.to(self.device),
+            batch.images,
             labels,
             faces,
             seeds=[seeding.derive(config.seed, "dropout", batch.step, group) for group in self.groups],
             sizes=self.sizes,
             miner=config.mining.miner(batch.step, config.steps),
             mining=config.mining,
+            library=self.library,
             cache=config.batch.cache and self.plan.shape.groups > self.workers,  # the same on all ranks
+            clock=self.clock,
         )
-        if not result.everyone.isfinite().all():  # of the global batch, so all ranks agree to stop
-            raise ConfigError(f"embeddings are not numbers at step {done}; choose a smaller --optimizer.lr")
+
+    def _update(self, step: int) -> None:
+        lr = self.config.optimizer.lr_at(step, self.config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.step()
-        if done % config.log_every == 0 or done in (1, config.steps):
-            journal.write(done, result, labels, faces, lr)
-        if self.rank == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
-            self._save_state(done, journal.elapsed_s)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def _watch(self, done: int, result: Forward) -> None:
+        """Keep the first step that was not finite, on the device: looking at it would wait for the GPU."""
+        good = result.loss.isfinite() & result.everyone.isfinite().all()
+        self.first_bad = torch.where(good, self.first_bad, self.first_bad.clamp_max(done))
+
+    def _stop_if_bad(self, done: int) -> None:
+        """Stop on all ranks, before anything of it is saved. Collective."""
+        first = int(all_reduce(self.first_bad, "min"))
+        if first < NEVER:
+            safe = state.newest_step(self.plan.uri("checkpoints"))
+            raise ConfigError(
+                f"loss or embeddings are not numbers since step {first} (seen at step {done}); the checkpoint after "
+                f"step {safe} stands; start another --run with a smaller --optimizer.lr"
+            )
+
+    def _validate(self) -> dict[str, float]:
+        if not self.validation:
+            return {}
+        return self.validation.score(self.trained, self.device, self.plan.precision)
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
 
     def _resume(self) -> tuple[int, float]:
         """(steps done, seconds trained). Rank 0 decides and sends: storage may show the others something older."""
@@ -172,16 +177,41 @@ class Worker:
         found = from_first(state.latest(folder, self.config.model) if self.rank == 0 else None)
         if found is None:
             return 0, 0.0
-        elapsed = state.restore(found, self.network, self.optimizer)
+        content = found.content()
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.chain = content["chain"]
         if self.rank == 0:
             print(f"train: going on after step {found.step}", flush=True)
-        return found.step, elapsed
+        return found.step, float(content["elapsed_s"])
 
-    def _save_state(self, done: int, elapsed_s: float) -> None:
-        config = self.config
+    def _save_state(self, done: int, elapsed_s: float, score: float | None) -> None:
+        content = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "elapsed_s": elapsed_s,
+            "chain": self.chain,
+        }
         folder = self.plan.uri("checkpoints")
-        state.save(
-            folder, done, self.network, self.optimizer, config.model, elapsed_s=elapsed_s, keep=config.keep
+        state.save(folder, done, content, self.config.model, score=score, keep=self.config.keep)
+
+    def _save_best(self) -> None:
+        """``run/best/``: the checkpoint that the validation identities chose."""
+        found = state.best(self.plan.uri("checkpoints"), self.config.model)
+        if found is None:
+            return
+        network, content = deepcopy(self.network), found.content()
+        average = _average(network, self.config.ema)
+        if average is None:
+            network.load_state_dict(content["network"])
+        else:
+            average.load_state_dict(content["average"])
+        self._save_model("best", network if average is None else average.module, found.step)
+        print(
+            f"train: best by validation: step {found.step}, nearest neighbour {found.score:.3f}", flush=True
         )
 
     def _save_untrained(self) -> None:
@@ -198,59 +228,26 @@ class Worker:
         shape = self.plan.shape
         whole = -(-CALIBRATION_FACES // shape.faces)
         for step in range(min(whole, self.config.steps)):
-            images = self.loader.load(step, range(shape.groups)).images.to(self.device)
-            yield from torch.split(images, shape.micro_batch)
+            images = self.loader.load(step, range(shape.groups)).images
+            yield from (normalize(self._here(part)) for part in torch.split(images, shape.micro_batch))
 
     def _save_model(self, name: str, network: Embedder, steps: int) -> None:
         about = {**self.plan.about, "steps": steps}
         save_model(self.plan.uri(name), network, self.config.model, self.plan.dataset.preprocessing, about)
 
 
-class _Journal:
-    """Metrics and progress: global numbers, written by rank 0."""
-
-    def __init__(self, plan: Plan, start: int, elapsed_s: float) -> None:
-        self._plan, self._rank = plan, world()[0]
-        self._watch = CollapseWatch(plan.config.mining)
-        self._began = time.monotonic() - elapsed_s
-        self._last = (start, time.monotonic())
-        if self._rank == 0:
-            self._lines = JsonLines(plan.uri("metrics.jsonl"), keep=lambda line: line["step"] <= start)
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds trained, over all attempts."""
-        return time.monotonic() - self._began
-
-    def write(self, done: int, result: Forward, labels: Tensor, faces: Tensor, lr: float) -> None:
-        """One line after ``done`` steps. Collective: every rank must call it."""
-        config = self._plan.config
-        metrics = measure(result, labels, faces, config.mining.margin)
-        if self._rank != 0:
-            return
-        seconds = self._seconds_a_step(done)
-        metrics |= {
-            "step": done,
-            "lr": lr,
-            "miner": config.mining.miner(done - 1, config.steps),
-            "images_per_s": self._plan.shape.faces / seconds,
-            "elapsed_s": self.elapsed_s,
-        }
-        self._lines.append(metrics)
-        print(progress_line(metrics, config.steps, seconds * (config.steps - done)), flush=True)
-        if warning := self._watch.warning(metrics):
-            print(warning, flush=True)
-
-    def _seconds_a_step(self, done: int) -> float:
-        (before, then), now = self._last, time.monotonic()
-        self._last = (done, now)
-        return max(now - then, 1e-9) / max(done - before, 1)
-
-
 def _network(config: TrainConfig) -> Embedder:
     if config.init is None:
         return build(config.model, config.seed)
     return load_model(config.init)[0].train()
+
+
+def _average(network: Embedder, decay: float) -> Any:
+    """A moving average of weights and statistics, or None. Typed loosely: the library's class has no type of inner."""
+    if not decay:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
 def _optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -260,7 +257,20 @@ def _optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optim
     return torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=config.lr,
+        fused=True,
     )
+
+
+def _gradient_norm(network: nn.Module) -> float:
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
+
+
+def _link(chain: str, batch: Share) -> str:
+    """A hash of all global batches so far: two runs whose chains are equal were shown the same faces in each step."""
+    digest = hashlib.blake2b(chain.encode(), digest_size=8)
+    digest.update(batch.faces.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _distributed(model: MicroBatches) -> nn.Module:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerec.training.distances import Block, Distance, blocks
-from facerec.training.gather import all_reduce_sum, world
+from facerec.training.gather import all_reduce, world
 from facerec.training.mining import MiningConfig, Triplets
 
 
@@ -144,4 +144,4 @@ def global_triplet_loss(sums: TripletSum) -> Tensor:
 
     Zero, and still tied to the graph, where there is none: the rank must enter every collective of backward.
     """
-    return sums.total / all_reduce_sum(sums.active).clamp_min(1) * world()[1]
+    return sums.total / all_reduce(sums.active).clamp_min(1) * world()[1]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facerec.training.gather import all_reduce_sum, gather_objects
+from facerec.training.gather import all_reduce, gather_objects
 from facerec.training.losses import TripletSum
 from facerec.training.mining import MiningConfig
 from facerec.training.step import Forward, nearest_negatives
@@ -61,14 +61,17 @@ class CollapseWatch:
     The mean distance looks healthy when they are several points; the loss and the nearest negative do not.
     """
 
-    mining: MiningConfig
+    mining: MiningConfig | None
+    """None for a loss of another library, whose value at collapse is not known: then the distances alone tell."""
     _lines: int = field(default=0, init=False)
 
     def warning(self, metrics: dict[str, Any]) -> str | None:
         """A line to print, each time the last three metrics lines all look collapsed."""
-        expected = self.mining.loss_at_collapse
+        mining = self.mining or MiningConfig()
+        expected = mining.loss_at_collapse
         stuck = abs(metrics["loss"] - expected) <= 0.02 * expected or metrics["active"] == 0
-        near = metrics["nearest_negative"] < 0.05 * self.mining.margin
+        stuck = stuck or self.mining is None
+        near = metrics["nearest_negative"] < 0.05 * mining.margin
         self._lines = self._lines + 1 if stuck and near else 0
         if self._lines < COLLAPSE_LINES:
             return None
@@ -100,7 +103,7 @@ def duration(seconds: float) -> str:
 def _totals(sums: TripletSum) -> tuple[float, int, int]:
     """Mean loss of the active triplets, their number, and the number of anchor-positive pairs; all global."""
     local = torch.stack([sums.total.double(), sums.active.double(), sums.pairs.double()])
-    total, active, pairs = all_reduce_sum(local).tolist()
+    total, active, pairs = all_reduce(local).tolist()
     return total / max(active, 1), int(active), int(pairs)
 
 

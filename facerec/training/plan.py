@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 import facerec
 from facerec import publish, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError
 from facerec.models.embedder import build
-from facerec.models.format import read_card
+from facerec.models.format import load_model, read_card
 from facerec.publish import Dataset
 from facerec.schema import require_same_preprocessing
 from facerec.splits import Split, split_identities
+from facerec.training.batches import BatchShape
 from facerec.training.config import TrainConfig
 from facerec.training.index import FaceIndex
-from facerec.training.schedule import BatchShape, Schedule, trainable
+from facerec.training.schedule import Schedule, trainable
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Plan:
     """The training identities with two faces or more, sorted; a label is a place in it."""
     shape: BatchShape
     """The numbers of its global batches."""
+    precision: str
+    """fp32 or bf16: what auto came to when the run began."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -42,7 +48,7 @@ class Plan:
 
     def index(self) -> FaceIndex:
         """The dataset's index, read."""
-        return FaceIndex(self.dataset.read("index"))
+        return FaceIndex.read(self.dataset)
 
     def schedule(self, index: FaceIndex) -> Schedule:
         """The run's sequence of global batches."""
@@ -55,17 +61,19 @@ class Plan:
 
 def make_plan(config: TrainConfig) -> Plan:
     """Check the whole run; each fault is one FacerecError that names the flag. Writes nothing."""
-    if config.num_workers == 0 and config.gpu:
+    least, most = config.workers
+    if most == 0 and config.gpu:
         _require_gpu()
+    if config.library.loss:
+        config.library.build()
     dataset = _pinned_dataset(config)
-    index = FaceIndex(dataset.read("index"))
+    index = FaceIndex.read(dataset)
     split = split_identities(index.identities, config.split)
     identities = trainable(index, split.train)
     shape = config.batch.fit(len(identities))
-    shape.share(max(1, config.num_workers), rank=0)
-    plan = Plan(config, dataset, split, tuple(identities), shape)
-    _check_network(config, dataset)
-    return plan
+    shape.share(max(1, least, most), rank=0)
+    network = _checked_network(config, dataset)
+    return Plan(config, dataset, split, tuple(identities), shape, _precision(config, network))
 
 
 def record(plan: Plan) -> None:
@@ -77,6 +85,7 @@ def record(plan: Plan) -> None:
             "code_version": facerec.__version__,
             "config": asdict(plan.config),
             "batch": asdict(plan.shape),
+            "precision": plan.precision,
             "split": asdict(plan.split),
             "faces": {
                 "folder": plan.dataset.folder,
@@ -91,10 +100,10 @@ def record(plan: Plan) -> None:
 def _pinned_dataset(config: TrainConfig) -> Dataset:
     """The faces, at the generation that the run began on; MismatchError where they are not those any more."""
     dataset = publish.open_dataset(config.faces, "jobs/align.py")
-    uri = storage.join(storage.absolute(config.run), "run.json")
-    if not storage.exists(uri):
+    record = _recorded(config)
+    if record is None:
         return dataset
-    pinned = storage.read_json(uri)["faces"]
+    pinned = record["faces"]
     if dataset.generation != pinned["generation"]:
         try:
             dataset = publish.open_dataset(config.faces, "jobs/align.py", pinned["generation"])
@@ -111,10 +120,28 @@ def _pinned_dataset(config: TrainConfig) -> Dataset:
     return dataset
 
 
-def _check_network(config: TrainConfig, dataset: Dataset) -> None:
+def _recorded(config: TrainConfig) -> dict[str, Any] | None:
+    """run.json, where the run has begun before."""
+    uri = storage.join(storage.absolute(config.run), "run.json")
+    return storage.read_json(uri) if storage.exists(uri) else None
+
+
+def _precision(config: TrainConfig, network: nn.Module) -> str:
+    """Depthwise networks are slower in bf16 on a CPU, and so is everything on one without the instructions."""
+    record = _recorded(config)
+    if config.precision != "auto":
+        return config.precision
+    if record is not None:
+        return str(record["precision"])
+    depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in network.modules())
+    pays = config.gpu or (torch.cpu._is_avx512_bf16_supported() and not depthwise)
+    return "bf16" if pays else "fp32"
+
+
+def _checked_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The network as the run begins with it; a fault of --model or --init is one line."""
     if config.init is None:
-        build(config.model, config.seed)
-        return
+        return build(config.model, config.seed)
     card = read_card(config.init)
     theirs, ours = asdict(card.config), asdict(config.model)
     if differing := [key for key in sorted(ours) if ours[key] != theirs[key]]:
@@ -124,11 +151,10 @@ def _check_network(config: TrainConfig, dataset: Dataset) -> None:
             f"choose --model.{key} {theirs[key]} or another --init"
         )
     require_same_preprocessing(card.preprocessing, dataset.preprocessing, config.init, dataset.folder)
+    return load_model(config.init)[0]
 
 
 def _require_gpu() -> None:
-    import torch
-
     if not torch.cuda.is_available():
         raise ConfigError(
             "gpu is true but torch finds no GPU here; leave out --gpu or choose --num_workers 1"

@@ -1,224 +1,278 @@
-"""Which faces are trained on at which step: a pure function of (seed, step).
+"""Which faces are trained on at which step: a pure function of (seed, step), planned a window at a time.
 
-A global batch is P identities x K faces. It is cut into G micro-batches of m faces, the unit of work, whatever the
-number of workers; so a run killed anywhere and resumed at another world size trains on the same global batches.
+An epoch is shown row group by row group (see takes), and cut into *windows* that feed some S whole global batches
+each, so that the row groups of a few steps are read once and then done with. Where the set is large, the window is cut into *bundles*, one for
+every two micro-batches: a bundle has row groups of its own, and so a row group is read by the one or two workers
+that train on it, whatever their number.
 
-Legend: P identities a batch, K faces an identity, m faces a micro-batch, G = P * K / m, W workers.
+Legend: P identities a batch, K faces an identity, m faces a micro-batch, G micro-batches a batch, S steps a window,
+n identities of a bundle.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facerec import seeding
-from facerec.errors import ConfigError
-from facerec.training.index import FaceIndex
+from facerec.errors import DatasetError
+from facerec.training.batches import BatchShape
+from facerec.training.index import FaceIndex, Ints
+from facerec.training.takes import Spans, Stretch, Tape
 
-FEWEST, MOST = 8, 32
-"""Faces of a micro-batch that ``auto`` looks for: statistics of fewer are noise, and more fill a small device."""
+BUNDLE_GROUPS = 16
+"""Row groups a bundle and window: those at its two ends are shared with its neighbours, so few would be read twice."""
 
+WINDOW_GROUPS = 64
+"""Row groups of a window that is not cut into bundles: some 400 MB of faces."""
 
-@dataclass(frozen=True, kw_only=True)
-class BatchConfig:
-    """What a global batch is made of; the number of workers changes none of it."""
-
-    p: int | Literal["auto"] = "auto"
-    """Identities a global batch; auto is the largest that the data and the micro-batch allow, up to ``p_max``."""
-    p_max: int = 64
-    """The most that auto takes."""
-    k: int = 4
-    """Faces an identity."""
-    micro_batch: int | Literal["auto"] = "auto"
-    """Faces embedded at once, and the unit of BatchNorm statistics; must divide p * k. auto: an even cut, 8 to 32."""
-
-    cache: bool = False
-    """Gradient caching: memory for one micro-batch at a time, whatever the batch, for one forward more."""
-
-    def __post_init__(self) -> None:
-        if self.p != "auto" and self.p < 2:
-            raise ConfigError(f"p is {self.p}; a batch needs at least 2 identities (--batch.p)")
-        if self.p_max < 2:
-            raise ConfigError(f"p_max is {self.p_max}; a batch needs at least 2 identities (--batch.p_max)")
-        if self.k < 2:
-            raise ConfigError(f"k is {self.k}; a pair needs at least 2 faces an identity (--batch.k)")
-        if self.micro_batch == "auto":
-            return
-        if self.micro_batch < 2:
-            raise ConfigError(
-                f"micro_batch is {self.micro_batch}; BatchNorm needs at least 2 faces (--batch.micro_batch)"
-            )
-        if self.p != "auto" and self.p * self.k % self.micro_batch:
-            raise ConfigError(
-                f"batch {self.p * self.k} is not divisible by micro_batch {self.micro_batch} (p={self.p}, k={self.k}); "
-                f"choose p as a multiple of {_step_of_p(self.k, self.micro_batch)} or another --batch.micro_batch"
-            )
-
-    def fit(self, identities: int) -> BatchShape:
-        """The numbers, where ``identities`` can be trained on; ConfigError where there are too few for them."""
-        if self.p != "auto":
-            if self.p > identities:
-                raise ConfigError(
-                    f"p is {self.p} but {identities} training identities have 2 faces or more; "
-                    f"choose --batch.p of at most {identities} or auto"
-                )
-            return BatchShape(self.p, self.k, self._micro_batch(self.p))
-        most = min(identities, self.p_max)
-        if most < 2:
-            raise ConfigError(
-                f"{identities} training identities have 2 faces or more; at least 2 are needed: add people or photographs"
-            )
-        if self.micro_batch == "auto":
-            p = next((p for p in range(most, 1, -1) if self._micro_batch(p) >= FEWEST), most)
-            return BatchShape(p, self.k, self._micro_batch(p))
-        step = _step_of_p(self.k, self.micro_batch)
-        if (p := most // step * step) < 2:
-            raise ConfigError(
-                f"{identities} training identities of {self.k} faces do not fill micro-batches of {self.micro_batch}; "
-                f"choose --batch.micro_batch auto or {most * self.k}, or add people"
-            )
-        return BatchShape(p, self.k, self.micro_batch)
-
-    def _micro_batch(self, p: int) -> int:
-        """As asked for; or a half, a quarter... of the batch, so that ranks share evenly; or else any divisor."""
-        if self.micro_batch != "auto":
-            return self.micro_batch
-        faces = p * self.k
-        fits = [m for m in range(1, min(MOST, faces // 2) + 1) if faces % m == 0]
-        even = [m for m in fits if m >= FEWEST and (faces // m).bit_count() == 1]
-        return max(even or fits)
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """The numbers of every global batch of a run."""
-
-    p: int
-    """Identities."""
-    k: int
-    """Faces an identity."""
-    micro_batch: int
-    """Faces a micro-batch."""
-
-    @property
-    def faces(self) -> int:
-        """b, faces a global batch."""
-        return self.p * self.k
-
-    @property
-    def groups(self) -> int:
-        """G, micro-batches a global batch."""
-        return self.faces // self.micro_batch
-
-    def share(self, workers: int, rank: int) -> range:
-        """The micro-batches a rank owns: contiguous, in rank order; the first ranks own one more where it is uneven."""
-        if workers > self.groups:
-            raise ConfigError(
-                f"{workers} workers but {self.groups} micro-batches (p={self.p}, k={self.k}, "
-                f"micro_batch={self.micro_batch}); choose fewer --num_workers or a smaller --batch.micro_batch"
-            )
-        each, more = divmod(self.groups, workers)
-        start = rank * each + min(rank, more)
-        return range(start, start + each + (rank < more))
-
-    def sizes(self, workers: int) -> list[int]:
-        """Faces of each rank's share, in rank order."""
-        return [len(self.share(workers, rank)) * self.micro_batch for rank in range(workers)]
+CHOICE = 4
+"""Identities that a window offers for each one that a step takes, at least."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch in k-major order: row j * P + i is face j of identity i."""
+    """One global batch. An identity's K faces are dealt out to the micro-batches of its bundle, at least two."""
 
-    faces: NDArray[np.int64]
+    faces: Ints
     """Ordinals, [P * K]."""
-    labels: NDArray[np.int64]
+    labels: Ints
     """Identity numbers, [P * K]."""
 
 
 def trainable(index: FaceIndex, train: Sequence[str]) -> list[str]:
     """The identities with at least two faces, sorted: one face makes no pair."""
-    return sorted(identity for identity in train if index.count(identity) >= 2)
+    enough = index.faces >= 2
+    wanted = set(train)
+    return [name for name, ok in zip(index.identities, enough, strict=True) if ok and name in wanted]
 
 
 class Schedule:
-    """The sequence of global batches. In each epoch every identity comes once, with its next K faces."""
+    """The sequence of global batches: P different identities each, whose turns are in proportion to their faces.
+
+    Who would come more than once a batch comes once, and others in their place; who has fewer than K faces shows
+    some of them twice.
+    """
 
     def __init__(self, index: FaceIndex, identities: Sequence[str], shape: BatchShape, seed: int) -> None:
-        self._index, self._identities, self._seed, self.shape = index, list(identities), seed, shape
-        self._people = Rounds(len(self._identities), shape.p, seed, "identities")
-        self._faces: dict[int, Rounds] = {}
+        self.shape, self._seed = shape, seed
+        self._spans = Spans.of(index, identities)
+        self._tape = Tape(self._spans, shape.k, seed)
+        self._layout = Layout.of(shape, self._spans)
+        self._firsts = [0]  # each epoch's first step
+        self._window = _Window(0, 0, 0)
+        self._labels, self._faces = np.empty((0, 0), np.int64), np.empty((0, 0, 0), np.int64)
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step, counted from 0."""
-        labels = self._people.take(step)
-        faces = np.stack([self._next_faces(int(label), step) for label in labels], axis=1)
-        return Batch(faces=faces.reshape(-1), labels=np.tile(labels, self.shape.k))
+        if not self._window.first <= step < self._window.stop:
+            self._window = self._window_of(step)
+            self._labels, self._faces = self._planned(self._window)
+        at, order = step - self._window.first, self._layout.order
+        return Batch(
+            faces=self._faces[at].reshape(-1)[order],
+            labels=np.repeat(self._labels[at], self.shape.k)[order],
+        )
 
-    def _next_faces(self, label: int, step: int) -> NDArray[np.int64]:
-        if label not in self._faces:
-            identity = self._identities[label]
-            count = self._index.count(identity)
-            self._faces[label] = Rounds(count, self.shape.k, self._seed, "faces", identity)
-        turn = self._people.round_of(step, label)
-        return self._index.ordinals(self._identities[label])[self._faces[label].take(turn)]
+    def epoch(self, step: int) -> int:
+        """The epoch that a step belongs to: in each, every face is shown once, as far as K faces at a time can be."""
+        while self._firsts[-1] <= step:
+            takes = self._tape.length(len(self._firsts) - 1)
+            self._firsts.append(self._firsts[-1] + max(1, -(-takes // self.shape.p)))
+        return bisect.bisect_right(self._firsts, step) - 1
+
+    def _window_of(self, step: int) -> _Window:
+        epoch = self.epoch(step)
+        first, stop = self._firsts[epoch : epoch + 2]
+        windows = max(1, round((stop - first) / self._layout.steps))  # all about as long
+        number = ((step - first + 1) * windows - 1) // (stop - first)
+        cuts = [first + (stop - first) * n // windows for n in (number, number + 1)]
+        return _Window(epoch, *cuts)
+
+    def _planned(self, window: _Window) -> tuple[Ints, Ints]:
+        """Identities [S, P] and their faces [S, P, K] of a window's batches."""
+        steps, p = window.stop - window.first, self.shape.p
+        low = (window.first - self._firsts[window.epoch]) * p
+        high = min(low + steps * p, self._tape.length(window.epoch))  # an epoch's last batch may lack a few
+        stretch = self._tape.stretch(window.epoch, low, high)
+        labels = np.full((steps, p), -1)
+        faces = np.empty((steps, p, self.shape.k), np.int64)
+        placed = np.zeros(len(self._spans.faces), np.bool_)  # identities of the bundles before
+        random = seeding.generator(self._seed, "rest", window.first)
+        rest = self._tape.rest(window.epoch) + random.random(len(placed))  # nobody is first among equals
+        for bundle, (first, stop) in enumerate(self._layout.bundles):
+            random = seeding.generator(self._seed, "window", window.first, bundle)
+            takes = stretch.takes(*(low + (high - low) * identity // p for identity in (first, stop)))
+            pool = self._pool(stretch, takes, random)
+            due = pool.turns(
+                self._spans.labels[stretch.spans], takes, rest, steps, stop - first, self.shape.k
+            )
+            turns = draw(due, steps, stop - first, random)
+            part(turns, pool.labels, placed[pool.labels], labels[:, :first], random)
+            labels[:, first:stop] = pool.labels[turns]
+            placed[labels[:, first:stop]] = True
+            faces[:, first:stop] = pool.faces_of(turns, self.shape.k)
+        return labels, faces
+
+    def _pool(self, stretch: Stretch, takes: Ints, random: np.random.Generator) -> Pool:
+        if self._layout.whole:
+            return Pool.of(self._spans, np.arange(len(self._spans.rows)), random)
+        groups = np.unique(self._spans.groups[stretch.spans[takes > 0]]).astype(np.int64)
+        return Pool.of(self._spans, self._spans.in_groups(groups), random)
 
 
-class Rounds:
-    """An endless sequence of numbers below ``count`` in which every round is a permutation, cut into takes.
+@dataclass(frozen=True)
+class _Window:
+    epoch: int
+    first: int
+    """Step."""
+    stop: int
+    """Last step + 1."""
 
-    A take holds no number twice, also where it straddles two rounds, and after r rounds every number has come
-    exactly r times. Where ``count`` is below ``size``, each take is one permutation, repeated to fill it.
+
+@dataclass(frozen=True)
+class Layout:
+    """How windows and batches are cut: decided by the set and the batch, never by the number of workers."""
+
+    bundles: tuple[tuple[int, int], ...]
+    """First and last + 1 of the batch's P identities, of each bundle."""
+    order: Ints
+    """[P * K]: which of the faces, listed identity by identity, stands in each row of the batch."""
+    steps: int
+    """S."""
+    whole: bool
+    """Whether a window offers the whole set."""
+
+    @classmethod
+    def of(cls, shape: BatchShape, spans: Spans) -> Layout:
+        """Bundles where identities are many and the set is large; else one window for all, at most the whole set."""
+        bundles = max(1, shape.groups // 2)
+        needed = _row_groups_for(math.ceil(shape.p / bundles), spans, BUNDLE_GROUPS)
+        if len(spans.faces) < 2 * CHOICE * shape.p or spans.row_groups < 2 * bundles * needed:
+            bundles, needed = 1, _row_groups_for(shape.p, spans, WINDOW_GROUPS)
+        share = min(1.0, bundles * needed / spans.row_groups)
+        steps = max(1, int(share * spans.faces.sum()) // shape.faces)
+        cuts = [*range(0, 2 * bundles, 2), shape.groups] if bundles > 1 else [0, shape.groups]
+        firsts = [cut * shape.micro_batch // shape.k for cut in cuts]
+        order = np.concatenate([_dealt(a, b, shape.micro_batch) for a, b in itertools.pairwise(cuts)])
+        return cls(tuple(itertools.pairwise(firsts)), order, steps, whole=share == 1)
+
+
+def _row_groups_for(identities: int, spans: Spans, least: int) -> int:
+    each = len(spans.rows) / spans.row_groups
+    return max(least, math.ceil(CHOICE * identities / each))
+
+
+def _dealt(first: int, stop: int, m: int) -> Ints:
+    """The rows of micro-batches ``first`` to ``stop``, dealt like cards, so that neighbours part."""
+    count = stop - first
+    return first * m + np.arange(count * m).reshape(m, count).T.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The faces that a bundle may take, by identity."""
+
+    labels: NDArray[np.int32]
+    """Their identities, [i], ascending."""
+    sizes: Ints
+    """Faces of each, [i]."""
+    ordinals: Ints
+    """All faces, identity by identity, each one's shuffled."""
+
+    @classmethod
+    def of(cls, spans: Spans, chosen: Ints, random: np.random.Generator) -> Pool:
+        """All faces of some spans."""
+        labels, owner = np.unique(spans.labels[chosen], return_inverse=True)
+        sizes = np.bincount(owner, spans.rows[chosen]).astype(np.int64)
+        owners, ordinals = np.repeat(owner, spans.rows[chosen]), spans.ordinals(chosen)
+        order = np.lexsort((random.random(len(owners)), owners))
+        return cls(labels, sizes, ordinals[order])
+
+    def turns(
+        self,
+        labels: NDArray[np.int32],
+        takes: Ints,
+        rest: NDArray[np.float64],
+        steps: int,
+        n: int,
+        k: int,
+    ) -> Ints:
+        """Turns of each identity in the window, [i]: its ``takes``, at most one a step, n a step in all.
+
+        What is missing goes round those who have the most faces left on their tape, ``rest`` [l], which pays for it.
+        """
+        place = np.searchsorted(self.labels, labels[takes > 0])
+        due = np.bincount(place, takes[takes > 0], minlength=len(self.labels)).astype(np.int64)
+        able = self.sizes >= 2  # one face, however often, makes no pair
+        due = np.where(able, np.minimum(due, steps), 0)
+        while short := steps * n - int(due.sum()):
+            room = np.flatnonzero(able & (due < steps))
+            if not len(room):
+                raise DatasetError(
+                    f"a window of row groups holds {able.sum()} identities and a batch needs {n} of them; "
+                    "run jobs/align.py again, or choose a smaller --batch.p"
+                )
+            most = room[np.argsort(-rest[self.labels[room]], kind="stable")][:short]
+            due[most] += 1
+            rest[self.labels[most]] -= k
+        return due
+
+    def faces_of(self, turns: Ints, k: int) -> Ints:
+        """K faces for each turn of an identity, [S, n, K]: all others come before one comes again."""
+        flat = turns.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        ranked = flat[order]
+        turn = np.empty_like(flat)
+        turn[order] = np.arange(len(flat)) - np.searchsorted(ranked, ranked)
+        firsts = np.cumsum(self.sizes) - self.sizes
+        nth = (turn[:, None] * k + np.arange(k)) % self.sizes[flat][:, None]
+        return self.ordinals[firsts[flat][:, None] + nth].reshape(*turns.shape, k)
+
+
+def draw(due: Ints, steps: int, n: int, random: np.random.Generator) -> Ints:
+    """Who comes at which step, [S, n], each as often as is due and at most once a step; exact, and else at random.
+
+    Weighted sampling without replacement (Efraimidis and Spirakis 2006), but for those who must come at every step
+    that is left.
     """
-
-    def __init__(self, count: int, size: int, *key: int | str) -> None:
-        self._count, self._size, self._key = count, size, key
-        self._round, self._order, self._previous = -1, np.empty(0, np.int64), np.empty(0, np.int64)
-
-    def take(self, number: int) -> NDArray[np.int64]:
-        """The take of that number: int64 [size]."""
-        if self._count < self._size:
-            return np.resize(self._permutation(number), self._size)
-        turn, at = divmod(number * self._size, self._count)
-        head = self._order_of(turn)[at : at + self._size]
-        if len(head) == self._size:
-            return head
-        return np.concatenate([head, self._order_of(turn + 1)[: self._size - len(head)]])
-
-    def round_of(self, number: int, value: int) -> int:
-        """In which round the value of that take stands."""
-        turn, at = divmod(number * self._size, self._count)
-        here = self._order_of(turn)[at : at + self._size]
-        return turn if value in here else turn + 1
-
-    def _order_of(self, turn: int) -> NDArray[np.int64]:
-        """A round's order. Each depends on the one before, so going back starts from the first."""
-        if turn == self._round - 1 and turn >= 0:
-            return self._previous
-        if turn < self._round:
-            self._round, self._order = -1, np.empty(0, np.int64)
-        while self._round < turn:
-            self._previous = self._order
-            self._round += 1
-            self._order = self._arrange(self._permutation(self._round), self._previous)
-        return self._order
-
-    def _arrange(self, order: NDArray[np.int64], previous: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Keep out of the head of a round what the take that straddles its start has already."""
-        taken = self._round * self._count % self._size
-        if not taken:
-            return order
-        fresh = np.flatnonzero(~np.isin(order, previous[-taken:]))[: self._size - taken]
-        return np.concatenate([order[fresh], np.delete(order, fresh)])
-
-    def _permutation(self, turn: int) -> NDArray[np.int64]:
-        return seeding.generator(*self._key, turn).permutation(self._count)
+    left, turns = due.copy(), np.empty((steps, n), np.int64)
+    for step in range(steps):
+        with np.errstate(divide="ignore"):
+            keys = np.log(random.random(len(left))) / left  # -inf where nothing is left
+        keys[left == steps - step] = 1.0
+        turns[step] = np.sort(np.argpartition(-keys, n - 1)[:n])  # a partition's order differs between CPUs
+        left[turns[step]] -= 1
+    return turns
 
 
-def _step_of_p(k: int, micro_batch: int) -> int:
-    """P must be a multiple of this for P * K to be divisible by the micro-batch."""
-    return int(micro_batch // np.gcd(k, micro_batch))
+def part(
+    turns: Ints,
+    labels: NDArray[np.int32],
+    shared: NDArray[np.bool_],
+    taken: Ints,
+    random: np.random.Generator,
+) -> None:
+    """Where a step has an identity already (``taken``, labels [S, x]), swap its turn [S, n] with one of another step.
+
+    In place. Only the ``shared`` ones of ``labels`` [i] can be met. Where no step will have it, which takes nearly
+    everybody in every batch, it stays.
+    """
+    for step, place in np.argwhere(shared[turns]):
+        mine = turns[step, place]
+        if labels[mine] not in taken[step]:
+            continue
+        for other in random.permutation(len(turns)):
+            if mine in turns[other] or labels[mine] in taken[other]:
+                continue
+            fits = ~np.isin(labels[turns[other]], taken[step]) & ~np.isin(turns[other], turns[step])
+            if fits.any():
+                their = random.choice(np.flatnonzero(fits))
+                turns[step, place], turns[other, their] = turns[other, their], mine
+                break

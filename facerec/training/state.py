@@ -1,8 +1,8 @@
 """Checkpoints: whole or not at all, known by their hash, and with one to fall back on.
 
 run/checkpoints/step-00000100/
-  state.pt     weights, optimizer and elapsed time after 100 steps
-  state.json   hash, step and network; written last, so a folder without it never happened
+  state.pt     weights, their moving average, optimizer, elapsed time and chain of batches after 100 steps
+  state.json   hash, step, network and validation score; written last, so a folder without it never happened
 
 Nothing random is saved: schedule, augmentation and dropout are functions of (seed, step). Ray's own checkpoints are
 not used: reporting one waits for a poll of the controller, and one not yet polled is lost with its worker.
@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from facerec import storage
 from facerec.errors import DatasetError, MismatchError
@@ -30,29 +29,31 @@ class State:
 
     step: int
     """Steps done."""
+    score: float | None
+    """By validation; None where there was none."""
     payload: bytes
+
+    def content(self) -> dict[str, Any]:
+        """What was saved, on the CPU. Never unpickles objects: weights_only."""
+        content: dict[str, Any] = torch.load(io.BytesIO(self.payload), weights_only=True, map_location="cpu")
+        return content
 
 
 def save(
-    folder: str,
-    step: int,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: ModelConfig,
-    *,
-    elapsed_s: float,
-    keep: int,
+    folder: str, step: int, content: dict[str, Any], config: ModelConfig, *, score: float | None, keep: int
 ) -> None:
-    """Write the checkpoint after ``step`` steps, then remove all but the last ``keep``."""
+    """Write the checkpoint after ``step`` steps, then remove all but the last ``keep`` and the best one."""
     buffer = io.BytesIO()
-    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "elapsed_s": elapsed_s}
     torch.save(content, buffer)
     payload, place = buffer.getvalue(), storage.join(folder, f"step-{step:08d}")
     storage.write_bytes(storage.join(place, "state.pt"), payload)
-    about = {"step": step, "sha256": hashlib.sha256(payload).hexdigest(), "model": asdict(config)}
+    digest = hashlib.sha256(payload).hexdigest()
+    about = {"step": step, "sha256": digest, "model": asdict(config), "score": score}
     storage.write_json(storage.join(place, "state.json"), about)
+    best = _best_place(folder)
     for old in storage.list_folders(folder)[:-keep]:
-        storage.remove_tree(old)
+        if old != best:
+            storage.remove_tree(old)
 
 
 def latest(folder: str, config: ModelConfig) -> State | None:
@@ -68,19 +69,36 @@ def latest(folder: str, config: ModelConfig) -> State | None:
     return None
 
 
-def restore(state: State, network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    """Put the state back; gives the seconds trained so far. Never unpickles objects: weights_only."""
-    content: dict[str, Any] = torch.load(io.BytesIO(state.payload), weights_only=True, map_location="cpu")
-    network.load_state_dict(content["network"])
-    optimizer.load_state_dict(content["optimizer"])
-    return float(content["elapsed_s"])
+def newest_step(folder: str) -> int:
+    """The step of the newest checkpoint, whole or not, 0 without any: whether a run gets on."""
+    places = storage.list_folders(folder)
+    return int(places[-1].rsplit("-", 1)[1]) if places else 0
+
+
+def best(folder: str, config: ModelConfig) -> State | None:
+    """The checkpoint with the highest score, the first of equals; None where none has one."""
+    place = _best_place(folder)
+    return _read(place, config) if place else None
+
+
+def _best_place(folder: str) -> str | None:
+    scores = {place: _about(place).get("score") for place in storage.list_folders(folder)}
+    scored = {place: score for place, score in scores.items() if score is not None}
+    return max(scored, key=lambda place: scored[place]) if scored else None
+
+
+def _about(place: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(storage.read_bytes(storage.join(place, "state.json"))))
+    except (OSError, ValueError):
+        return {}
 
 
 def _read(place: str, config: ModelConfig) -> State:
     try:
-        about = json.loads(storage.read_bytes(storage.join(place, "state.json")))
+        about = _about(place)
         payload = storage.read_bytes(storage.join(place, "state.pt"))
-        step, digest, model = int(about["step"]), about["sha256"], about["model"]
+        step, digest, model, score = int(about["step"]), about["sha256"], about["model"], about["score"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DatasetError(f"checkpoint {place} is incomplete") from None
     if hashlib.sha256(payload).hexdigest() != digest:
@@ -89,4 +107,4 @@ def _read(place: str, config: ModelConfig) -> State:
         raise MismatchError(
             f"checkpoint {place} is of the network {model} and this run's is {asdict(config)}; choose another --run"
         )
-    return State(step, payload)
+    return State(step, score, payload)

@@ -18,38 +18,57 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from facerec.models.images import normalize
 from facerec.training.batchnorm import global_statistics, kept_statistics
+from facerec.training.clock import Clock
 from facerec.training.gather import gather, world
 from facerec.training.losses import TripletSum, batch_all_sum, global_triplet_loss, triplet_sum
+from facerec.training.metric_learning import library_loss
 from facerec.training.mining import Miner, MiningConfig, mine
+
+Library = tuple[nn.Module, nn.Module | None]
+"""A loss of pytorch-metric-learning, and a miner or none."""
 
 
 class MicroBatches(nn.Module):
     """Embeds a rank's micro-batches one after another. What DDP wraps, so that one step is one forward to it."""
 
-    def __init__(self, network: nn.Module, groups: int) -> None:
-        """``groups`` is G, the micro-batches of the global batch."""
+    def __init__(self, network: nn.Module, groups: int, precision: str = "fp32") -> None:
+        """``groups`` is G, the micro-batches of the global batch; ``precision`` is fp32 or bf16 (autocast)."""
         super().__init__()
-        self.network, self._groups = network, groups
+        self.network, self._groups, self._precision = network, groups, precision
 
     def forward(self, images: Tensor, seeds: Sequence[int], replay: bool = False) -> Tensor:
-        """Embeddings [n, d] of images [n, 3, s, s]; ``seeds`` has one number a micro-batch of this rank.
+        """Embeddings [n, d] of images, uint8 [n, s, s, 3]; ``seeds`` has one number a micro-batch of this rank.
+
+        Images go to the network's device a micro-batch at a time; floats are taken to be its input already.
 
         The seed before each forward makes dropout a function of the micro-batch and not of the rank. A ``replay``
         repeats one micro-batch, whose statistics have been counted already.
         """
         if replay:
             with kept_statistics(self.network):
-                torch.manual_seed(seeds[0])
-                embeddings: Tensor = self.network(images)
-                return embeddings
+                return self._embed(images, seeds[0])
         embedded = []
         with global_statistics(self.network, self._groups) as collect:
             for seed, micro_batch in zip(seeds, images.chunk(len(seeds)), strict=True):
-                torch.manual_seed(seed)
-                embedded.append(self.network(micro_batch))
+                embedded.append(self._embed(micro_batch, seed))
                 collect()
         return torch.cat(embedded)
+
+    def _embed(self, images: Tensor, seed: int) -> Tensor:
+        images = images.to(next(self.network.parameters()).device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = normalize(images)
+        torch.manual_seed(seed)
+        with full_or_half(images.device, self._precision):
+            embeddings: Tensor = self.network(images)
+        return embeddings
+
+
+def full_or_half(device: torch.device, precision: str) -> torch.autocast:
+    """Within: matrix products in bf16 where ``precision`` says so. Distances and losses stay outside of it, in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 @dataclass(frozen=True)
@@ -75,33 +94,67 @@ def descend(
     sizes: Sequence[int],
     miner: Miner,
     mining: MiningConfig,
+    library: Library | None = None,
     cache: bool = False,
+    clock: Clock | None = None,
 ) -> Forward:
-    """Embed this rank's images [n, 3, s, s], mine them against the global batch, and add the gradient of the loss.
+    """Embed this rank's images, uint8 [n, s, s, 3], mine them against the global batch, and add the gradient of the loss.
 
     ``model`` is a MicroBatches or DDP around one. ``labels`` and ``faces`` are those of the global batch, int64 [b];
-    ``sizes`` are all ranks' n, in rank order; ``cache``, equal on all ranks, is gradient caching.
+    ``sizes`` are all ranks' n, in rank order; ``library`` is a loss of pytorch-metric-learning in place of the
+    triplet loss; ``cache``, equal on all ranks, is gradient caching.
     """
-    rank, _ = world()
-    with torch.set_grad_enabled(not cache):
+    clock = clock or Clock()
+    with clock("forward"), torch.set_grad_enabled(not cache):
         local = (_bare(model) if cache else model)(images, seeds)
     if cache:
         local.requires_grad_()
-    everyone = gather(local, sizes)
-    first = sum(sizes[:rank])
-    rows = range(first, first + sizes[rank])
+    with clock("gather"):
+        everyone = gather(local, sizes)
+    first = sum(sizes[: world()[0]])
+    with clock("mine"):
+        if library:
+            loss, sums = _by_library(library, local, everyone, labels, faces, first, mining)
+        else:
+            sums = _triplets(miner, local, everyone, labels, faces, first, mining)
+            loss = global_triplet_loss(sums)
+    with clock("backward"):
+        loss.backward()  # type: ignore[no-untyped-call]
+        if cache:
+            assert local.grad is not None
+            _replay(model, images, seeds, local.grad)
+    return Forward(loss.detach(), sums, everyone.detach(), range(first, first + len(local)))
+
+
+def _triplets(
+    miner: Miner,
+    local: Tensor,
+    everyone: Tensor,
+    labels: Tensor,
+    faces: Tensor,
+    first: int,
+    mining: MiningConfig,
+) -> TripletSum:
     if miner == "batch_all":
-        sums = batch_all_sum(local, everyone, labels, faces, first, mining)
-    else:
-        distance = mining.distance
-        triplets = mine(miner, local, everyone, labels, faces, first, mining.margin, distance=distance)
-        sums = triplet_sum(local, everyone, triplets, mining)
-    loss = global_triplet_loss(sums)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if cache:
-        assert local.grad is not None
-        _replay(model, images, seeds, local.grad)
-    return Forward(loss.detach(), sums, everyone.detach(), rows)
+        return batch_all_sum(local, everyone, labels, faces, first, mining)
+    triplets = mine(miner, local, everyone, labels, faces, first, mining.margin, distance=mining.distance)
+    return triplet_sum(local, everyone, triplets, mining)
+
+
+def _by_library(
+    library: Library,
+    local: Tensor,
+    everyone: Tensor,
+    labels: Tensor,
+    faces: Tensor,
+    first: int,
+    mining: MiningConfig,
+) -> tuple[Tensor, TripletSum]:
+    """The library's loss, and the distances of batch-hard triplets, so that telemetry tells of the same things."""
+    loss = library_loss(everyone, labels, *library)
+    hard = _triplets("batch_hard", local.detach(), everyone.detach(), labels, faces, first, mining)
+    one = torch.ones((), dtype=torch.int64, device=loss.device)
+    return loss, TripletSum(loss.detach(), one, one, hard.d_ap, hard.d_an)
 
 
 def _replay(model: nn.Module, images: Tensor, seeds: Sequence[int], gradient: Tensor) -> None:

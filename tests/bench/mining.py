@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.bench.targets import Row, conclude
+from tests.bench.targets import Row, conclude, megabytes
 
 MARGIN, THREADS = 0.2, 2
 
@@ -61,12 +61,12 @@ def _measure(name: str, size: int, per_identity: int) -> None:
     Path("/proc/self/clear_refs").write_text(
         "5"
     )  # the peak so far was of imports; start from what is held now
-    before, seconds = _megabytes("VmRSS"), []
+    before, seconds = megabytes("VmRSS"), []
     while len(seconds) < 3 and sum(seconds) < 10:
         started = time.perf_counter()
         miner(embeddings, labels)
         seconds.append(time.perf_counter() - started)
-    used = max(_megabytes("VmHWM") - before, 1.0)  # below 1 MB there is no telling
+    used = max(megabytes("VmHWM") - before, 1.0)  # below 1 MB there is no telling
     print(json.dumps({"seconds": sorted(seconds)[len(seconds) // 2], "megabytes": used}))
 
 
@@ -96,12 +96,6 @@ def _batch(size: int, per_identity: int) -> tuple[Tensor, Tensor]:
     labels = torch.arange(size) // per_identity
     centres = torch.randn(int(labels.max()) + 1, 128, generator=random)
     return F.normalize(0.3 * centres[labels] + torch.randn(size, 128, generator=random), dim=1), labels
-
-
-def _megabytes(field: str) -> float:
-    """VmRSS, what this process holds, or VmHWM, the most it held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ class Row:
         return "" if self.at_most is None else f"<= {self.at_most:g}"
 
 
+def megabytes(field: str) -> float:
+    """VmRSS, what this process holds, or VmHWM, the most it held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
 def conclude(name: str, rows: list[Row], notes: list[str]) -> None:
     """Print the table, write build/NAME.json, and exit 1 where a target is missed."""
     width = max(len(row.what) for row in rows)

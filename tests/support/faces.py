@@ -66,8 +66,9 @@ def _publish(folder: str, rows: list[dict[str, Any]], generation: int) -> Datase
     below = f"generations/{generation:04d}"
     faces, index, rejects = (f"{below}/{name}.parquet" for name in ("faces-00000", "index", "rejects"))
     spans = _spans(faces, rows)
+    sizes = [min(ROW_GROUP, len(rows) - at) for at in range(0, len(rows), ROW_GROUP)]
     storage.write_table(
-        storage.join(folder, faces), pa.Table.from_pylist(rows, schema.FACES), row_group_size=ROW_GROUP
+        storage.join(folder, faces), pa.Table.from_pylist(rows, schema.FACES), row_groups=sizes
     )
     storage.write_table(storage.join(folder, index), pa.Table.from_pylist(spans, schema.INDEX))
     storage.write_table(storage.join(folder, rejects), schema.REJECTS.empty_table())

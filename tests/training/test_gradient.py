@@ -14,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facerec.models.embedder import Embedder
 from facerec.training.gather import world
+from facerec.training.metric_learning import LibraryLoss
 from facerec.training.mining import Miner, MiningConfig
 from facerec.training.step import MicroBatches, descend
 from tests.support.ddp import run_ddp
 from tests.training.test_mining import MINERS, by_loops, every_triplet
 
 MICRO, PEOPLE, MARGIN = 6, 6, 0.3
+LIBRARY = LibraryLoss(loss="MultiSimilarityLoss")
 ALL: Miner = "batch_all"
 CASES = [
     (groups, miner, norm, alone)
@@ -209,3 +212,74 @@ def test_a_step_without_any_triplet_has_a_zero_gradient_and_not_none() -> None:
         )
         assert float(result.loss) == 0
         assert all(p.grad is not None and not p.grad.any() for p in network.parameters())
+
+
+def library_step(cache: bool) -> tuple[float, Tensor]:
+    """(loss, gradient) of a loss of pytorch-metric-learning on this rank's share."""
+    rank, workers = world()
+    counts = [6 // workers + (r < 6 % workers) for r in range(workers)]
+    ours = range(sum(counts[:rank]), sum(counts[: rank + 1]))
+    images, labels, faces = batch_of(6, alone=False)
+    network = small_network(norm=True)
+    model: nn.Module = MicroBatches(network, 6)
+    if workers > 1:
+        model = nn.parallel.DistributedDataParallel(
+            model, forward_sync_buffers=False, find_unused_parameters=True
+        )
+    result = descend(
+        model,
+        images[ours.start * MICRO : ours.stop * MICRO],
+        labels,
+        faces,
+        seeds=[900 + group for group in ours],
+        sizes=[count * MICRO for count in counts],
+        miner="semi_hard",
+        mining=MiningConfig(margin=MARGIN),
+        library=LIBRARY.build(),
+        cache=cache,
+    )
+    return float(result.loss), torch.cat(
+        [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+    )
+
+
+def library_steps() -> list[tuple[float, Tensor]]:
+    return [library_step(cache) for cache in (False, True)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_a_loss_of_the_metric_learning_library_is_that_of_one_process(world_size: int) -> None:
+    images, labels, _ = batch_of(6, alone=False)
+    network, embedded = small_network(norm=True), []
+    for group, micro_batch in enumerate(images.split(MICRO)):
+        torch.manual_seed(900 + group)
+        embedded.append(network(micro_batch))
+    loss = LIBRARY.build()[0](torch.cat(embedded), labels)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    for steps in run_ddp(world_size, library_steps):
+        for ours, our_gradient in steps:
+            assert abs(ours - float(loss.detach())) < 1e-9
+            torch.testing.assert_close(our_gradient, gradient, rtol=0, atol=1e-9)
+
+
+def test_in_bf16_gradient_caching_gives_the_gradient_of_the_kept_graph_and_embeddings_stay_fp32() -> None:
+    images, labels, faces = batch_of(6, alone=False)
+    gradients = []
+    for cache in (False, True):
+        layers = list(small_network(norm=True).float().children())[:-1]
+        network = Embedder(nn.Sequential(*layers))
+        result = descend(
+            MicroBatches(network, 6, "bf16"),
+            images.float(),
+            labels,
+            faces,
+            seeds=range(6),
+            sizes=[len(images)],
+            miner="batch_hard",
+            mining=MiningConfig(margin=MARGIN),
+            cache=cache,
+        )
+        assert result.loss.dtype == torch.float32
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    assert float(F.cosine_similarity(gradients[0], gradients[1], dim=0)) > 0.9999

@@ -19,7 +19,7 @@ from facerec.models.format import read_card
 from facerec.publish import Dataset
 from facerec.telemetry import read_json_lines
 from facerec.training.config import TrainConfig
-from facerec.training.loop import train
+from facerec.training.fit import train
 from tests.training.test_loop import config_of, weights
 
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"

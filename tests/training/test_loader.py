@@ -11,9 +11,10 @@ import torch
 from facerec.errors import ConfigError, DatasetError
 from facerec.publish import Dataset
 from facerec.training.augment import AugmentConfig, augment
+from facerec.training.batches import BatchShape
 from facerec.training.index import FaceIndex
 from facerec.training.loader import FaceStore, Loader
-from facerec.training.schedule import BatchShape, Schedule
+from facerec.training.schedule import Schedule
 from tests.support.faces import write_faces
 
 
@@ -23,7 +24,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def loader_of(faces: Dataset) -> Loader:
-    index = FaceIndex(faces.read("index"))
+    index = FaceIndex.read(faces)
     schedule = Schedule(index, index.identities, BatchShape(p=8, k=4, micro_batch=8), 0)
     return Loader(store=FaceStore(faces, index), schedule=schedule, side=32, augment=AugmentConfig(), seed=0)
 
@@ -32,9 +33,9 @@ def test_every_ordinal_gives_the_bytes_of_its_row_with_a_tiny_cache_too(faces: D
     stored = [image["bytes"] for image in faces.read("faces", ["image"])["image"].to_pylist()]
     order = np.random.default_rng(0).permutation(50)
     for cache_bytes in (1, 2**30):
-        store = FaceStore(faces, FaceIndex(faces.read("index")), cache_bytes)
+        store = FaceStore(faces, FaceIndex.read(faces), cache_bytes)
         assert store.read(order) == [stored[i] for i in order]
-    store = FaceStore(faces, FaceIndex(faces.read("index")), 1)
+    store = FaceStore(faces, FaceIndex.read(faces), 1)
     store.read(order)
     assert len(store._groups) == 1
 
@@ -42,8 +43,8 @@ def test_every_ordinal_gives_the_bytes_of_its_row_with_a_tiny_cache_too(faces: D
 def test_any_share_of_a_step_gives_the_same_pixels(faces: Dataset) -> None:
     whole = loader_of(faces).load(3, range(4))
     parts = [loader_of(faces).load(3, groups) for groups in (range(1), range(1, 3), range(3, 4))]
-    assert whole.images.shape == (32, 3, 32, 32)
-    assert whole.images.abs().max() <= 1
+    assert whole.images.shape == (32, 32, 32, 3)
+    assert whole.images.dtype == torch.uint8
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert torch.equal(parts[1].faces, whole.faces)
 
@@ -68,9 +69,9 @@ def test_a_missing_shard_is_one_line_in_the_thread_that_trains(tmp_path: Path) -
 def test_zeros_change_nothing_and_the_same_numbers_change_the_same() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     nothing = AugmentConfig(flip=0, crop=0, brightness=0, contrast=0, grey=0)
-    assert np.array_equal(augment(image, 32, nothing, np.random.default_rng(1)), image)
+    assert np.array_equal(augment(image, 32, nothing, np.random.default_rng(1).random(8)), image)
     one, same, other = (
-        augment(image, 24, AugmentConfig(), np.random.default_rng(seed)) for seed in (1, 1, 2)
+        augment(image, 24, AugmentConfig(), np.random.default_rng(seed).random(8)) for seed in (1, 1, 2)
     )
     assert one.shape == (24, 24, 3)
     assert np.array_equal(one, same)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,15 @@ from facerec.models.format import load_model, read_card, save_model
 from facerec.publish import Dataset
 from facerec.schema import Preprocessing
 from facerec.telemetry import JsonLines, read_json_lines
-from facerec.training import loop, state
+from facerec.training import fit, loop, state
+from facerec.training.batches import BatchConfig
+from facerec.training.clock import PHASES
 from facerec.training.config import OptimizerConfig, TrainConfig
-from facerec.training.loop import train
+from facerec.training.fit import train
 from facerec.training.measures import CollapseWatch, spread_of
+from facerec.training.metric_learning import LibraryLoss
 from facerec.training.mining import MiningConfig
-from facerec.training.plan import make_plan
-from facerec.training.schedule import BatchConfig
+from facerec.training.plan import Plan, make_plan
 from tests.support.ddp import run_ddp
 from tests.support.faces import write_faces
 
@@ -71,6 +76,7 @@ def test_a_run_leaves_models_metrics_checkpoints_and_its_record(faces: Dataset, 
     ]
     record = json.loads((finished / "run.json").read_text())
     assert record["batch"] == {"p": 8, "k": 4, "micro_batch": 8}
+    assert record["precision"] == "fp32"
     assert len(record["split"]["train"]) == 9
     assert len(record["split"]["unseen"]) == 3
     assert record["faces"]["digest"] == faces.digest
@@ -86,7 +92,7 @@ def test_the_untrained_network_is_the_one_at_step_0_with_statistics(finished: Pa
 def test_a_finished_run_returns_at_once(
     faces: Dataset, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "work", None)
+    monkeypatch.setattr(fit, "work", None)
     train(config_of(faces, finished))
     assert "finished already" in capsys.readouterr().out
 
@@ -120,43 +126,91 @@ def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(loop, "descend", descend_or_die)
 
 
-def test_two_and_three_ranks_train_what_one_process_trains(
-    faces: Dataset, finished: Path, tmp_path: Path
+def work_until(plan: Plan, step: int) -> None:
+    """What a rank does, up to a step; then it is gone."""
+    whole = loop.Worker._step
+
+    def step_or_leave(worker: loop.Worker, model: Any, batch: Any, journal: Any) -> None:
+        whole(worker, model, batch, journal)
+        if batch.step + 1 == step:
+            raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(loop.Worker, "_step", step_or_leave)
+        loop.work(plan)
+
+
+def test_resumed_at_another_world_size_a_run_sees_the_same_batches_and_loses_the_same(
+    faces: Dataset, tmp_path: Path
 ) -> None:
-    """In fp32, where Adam turns the rounding of a gradient near 0 into a step: so by metrics, not by weights."""
-    alone = read_json_lines(str(finished / "metrics.jsonl"))
-    for workers in (2, 3):
+    """In fp32. A residual network at a small rate, for rounding grows: by depthwise layers, and where it turns a triplet."""
+    changes = {
+        "model": ModelConfig(backbone="resnet10t", side=32),
+        "optimizer": OptimizerConfig(lr=1e-4),
+        "steps": 600,
+        "log_every": 1,
+        "checkpoint_every": 4,
+    }
+    plan = make_plan(config_of(faces, tmp_path / "2", **changes))
+    run_ddp(2, work_until, plan, 4)
+    lines = {}
+    for workers in (1, 2, 3):
         run = tmp_path / str(workers)
-        run_ddp(workers, loop.work, make_plan(config_of(faces, run)))
-        together = read_json_lines(str(run / "metrics.jsonl"))
-        assert weights(run, "untrained") == weights(finished, "untrained")
-        assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-4)
-        for one, other in zip(alone, together, strict=True):
-            assert other["loss"] == pytest.approx(one["loss"], rel=0.02)
-            assert other["d_an"] == pytest.approx(one["d_an"], rel=0.02)
-            assert other["nearest_negative"] == pytest.approx(one["nearest_negative"], rel=0.02)
-            assert other["effective_rank"] == pytest.approx(one["effective_rank"], rel=0.02)
+        if workers != 2:
+            shutil.copytree(tmp_path / "2", run)
+    for workers in (1, 3, 2):
+        run = tmp_path / str(workers)
+        run_ddp(workers, work_until, make_plan(config_of(faces, run, **changes)), 24)
+        lines[workers] = read_json_lines(str(run / "metrics.jsonl"))
+        assert [line["step"] for line in lines[workers]] == [*range(1, 25)]
+    for workers in (1, 3):
+        assert [line["batches"] for line in lines[workers]] == [line["batches"] for line in lines[2]]
+        for one, other in zip(lines[workers], lines[2], strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_killed_and_resumed_at_the_same_world_size_gives_bit_identical_weights(
+    workers: int, crowd: Dataset, tmp_path: Path
+) -> None:
+    """With everything that a checkpoint holds: moving average and validation score; and with gradient caching."""
+    changes = {"ema": 0.9, "batch": BatchConfig(p=8, k=4, micro_batch=8, cache=True)}
+    whole, killed = (make_plan(config_of(crowd, tmp_path / name, **changes)) for name in ("whole", "killed"))
+    run_ddp(workers, loop.work, whole)
+    run_ddp(workers, work_until, killed, 5)
+    run_ddp(workers, loop.work, killed)
+    for name in ("model", "best", "untrained"):
+        assert weights(tmp_path / "killed", name) == weights(tmp_path / "whole", name)
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(network.parameters())
+    content = {"weights": torch.ones(3)}
     for step in (1, 2, 3):
-        state.save(str(tmp_path), step, network, optimizer, MODEL, elapsed_s=1.5, keep=2)
+        state.save(str(tmp_path), step, content, MODEL, score=None, keep=2)
     assert len(list(tmp_path.iterdir())) == 2
     (tmp_path / "step-00000003" / "state.pt").write_bytes(b"torn")
     found = state.latest(str(tmp_path), MODEL)
     assert found is not None
     assert found.step == 2
+    assert torch.equal(found.content()["weights"], torch.ones(3))
     assert "step-00000003 is damaged" in capsys.readouterr().out
-    assert state.restore(found, network, optimizer) == 1.5
     (tmp_path / "step-00000002" / "state.json").unlink()
     assert state.latest(str(tmp_path), MODEL) is None
-    state.save(str(tmp_path), 4, network, optimizer, MODEL, elapsed_s=1.5, keep=2)
+    state.save(str(tmp_path), 4, content, MODEL, score=None, keep=2)
     with pytest.raises(MismatchError, match="is of the network"):
         state.latest(str(tmp_path), ModelConfig())
+
+
+def test_the_best_checkpoint_by_validation_outlives_the_last_ones(tmp_path: Path) -> None:
+    for step, score in enumerate([0.1, 0.7, 0.7, 0.3, 0.2, None], start=1):
+        state.save(str(tmp_path), step, {}, MODEL, score=score, keep=2)
+    assert sorted(place.name[-1] for place in tmp_path.iterdir()) == ["2", "5", "6"]
+    found = state.best(str(tmp_path), MODEL)
+    assert found is not None
+    assert (found.step, found.score) == (2, 0.7)
+    assert state.newest_step(str(tmp_path)) == 6
 
 
 @pytest.mark.parametrize(
@@ -167,7 +221,15 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_named(
         ({"batch": BatchConfig(micro_batch=64)}, ConfigError, "9 training identities of 4 faces do not fill"),
         ({"num_workers": 5}, ConfigError, "5 workers but 4 micro-batches"),
         ({"model": ModelConfig(backbone="nonet")}, ConfigError, "'nonet'.*--model.backbone"),
+        ({"num_workers": (2, 5)}, ConfigError, "5 workers but 4 micro-batches"),
         ({"init": "/nowhere"}, DatasetError, "holds no model"),
+        ({"library": LibraryLoss(loss="NoLoss")}, ConfigError, "no loss 'NoLoss'.*--library.loss"),
+        (
+            {"library": LibraryLoss(loss="ArcFaceLoss", loss_args={"num_classes": 9, "embedding_size": 128})},
+            ConfigError,
+            "ArcFaceLoss has weights of its own",
+        ),
+        ({"library": LibraryLoss(loss="TripletMarginLoss", loss_args={"margine": 1})}, ConfigError, "_args"),
     ],
 )
 def test_faults_are_one_line_before_any_work(
@@ -179,10 +241,12 @@ def test_faults_are_one_line_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"num_workers": -1}, {"keep": 0}, {"threads": 0}])
-def test_root_settings_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"num_workers": -1}, {"num_workers": (2, 1)}, {"keep": 0}, {"ema": 1.0}]
+)
+def test_root_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--"):
-        TrainConfig(faces="f", run="r", **wrong)  # type: ignore[arg-type]
+        TrainConfig(faces="f", run="r", **wrong)
 
 
 def test_a_run_folder_of_other_settings_or_foreign_files_is_refused(
@@ -250,6 +314,95 @@ def test_a_torn_last_line_of_a_log_is_left_out(tmp_path: Path) -> None:
     log.write_text('{"step": 1}\n{"step": 2}\n{"st')
     JsonLines(str(log), keep=lambda line: line["step"] < 2).append({"step": 5})
     assert log.read_text() == '{"step": 1}\n{"step": 5}\n'
+
+
+def test_validation_people_are_scored_at_each_checkpoint_and_choose_the_best(
+    crowd: Dataset, tmp_path: Path
+) -> None:
+    train(config_of(crowd, tmp_path / "run"))
+    lines = {line["step"]: line for line in read_json_lines(str(tmp_path / "run" / "metrics.jsonl"))}
+    scores = {
+        step: line["validation"]["nearest_neighbour"] for step, line in lines.items() if "validation" in line
+    }
+    assert scores.keys() == {2, 4, 6}
+    best = read_card(str(tmp_path / "run" / "best")).about["steps"]
+    assert scores[best] == max(scores.values())
+    split = json.loads((tmp_path / "run" / "run.json").read_text())["split"]
+    assert len(split["validation"]) == 6
+    assert not set(split["validation"]) & {*split["train"], *split["unseen"]}
+
+
+def test_a_moving_average_of_the_weights_is_what_is_saved(faces: Dataset, tmp_path: Path) -> None:
+    for name, ema in (("plain", 0.0), ("average", 0.5)):
+        train(config_of(faces, tmp_path / name, steps=3, checkpoint_every=1, keep=9, ema=ema))
+    states = [
+        state._read(str(tmp_path / "plain" / "checkpoints" / f"step-0000000{step}"), MODEL).content()[
+            "network"
+        ]
+        for step in (1, 2, 3)
+    ]
+    expected = {name: states[0][name] / 4 + states[1][name] / 4 + states[2][name] / 2 for name in states[0]}
+    saved = load_model(str(tmp_path / "average" / "model"))[0].state_dict()
+    for name, value in saved.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_that_are_none_stop_the_run_name_the_step_and_leave_the_last_good_checkpoint(
+    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_at(monkeypatch, 4)
+    with pytest.raises(
+        ConfigError, match=r"since step 5 \(seen at step 6\); the checkpoint after step 4 stands.*--opt"
+    ):
+        train(config_of(faces, tmp_path / "run"))
+    assert state.newest_step(str(tmp_path / "run" / "checkpoints")) == 4
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def _break_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    update = loop.Worker._update
+
+    def break_then_update(worker: loop.Worker, at: int) -> None:
+        update(worker, at)
+        if at + 1 == step:
+            next(worker.network.parameters()).data.fill_(torch.nan)
+
+    monkeypatch.setattr(loop.Worker, "_update", break_then_update)
+
+
+def test_curves_can_be_read_by_tensorboard(finished: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        curves = EventAccumulator(str(finished / "tensorboard"))
+        curves.Reload()
+    lines = read_json_lines(str(finished / "metrics.jsonl"))
+    for name in ("loss", "active_fraction", "gradient_norm", "data_wait", "memory_mb", "effective_rank"):
+        points = [(point.step, point.value) for point in curves.Scalars(name)]
+        assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines]
+    assert {"d_ap/1", "d_an/1", *(f"seconds/{phase}" for phase in PHASES)} <= set(curves.Tags()["scalars"])
+
+
+def test_a_loss_of_the_metric_learning_library_trains_to_the_end(faces: Dataset, tmp_path: Path) -> None:
+    loss = LibraryLoss(loss="MultiSimilarityLoss", miner="MultiSimilarityMiner")
+    train(config_of(faces, tmp_path / "run", library=loss))
+    lines = read_json_lines(str(tmp_path / "run" / "metrics.jsonl"))
+    assert {line["miner"] for line in lines} == {"MultiSimilarityLoss"}
+    assert all(line["loss"] > 0 for line in lines)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_fault_of_the_users_that_a_worker_finds_is_one_line_at_the_first_attempt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faces = write_faces(tmp_path / "faces", 12, 5, side=64)
+    config = config_of(faces, tmp_path / "run", num_workers=(1, 2))
+    Path(faces.uris("faces")[0]).unlink()
+    with pytest.raises(DatasetError, match=r"faces-00000\.parquet.*run jobs/align\.py again"):
+        train(config)
+    assert "starting again" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -1,0 +1,122 @@
+"""Training as a job: check everything, then run the same worker on every rank, here or under Ray Train.
+
+The driver's part of surviving: workers are started again as long as the run gets on between failures, and a fault of
+the user's, found by a worker, comes back as its one line instead of three more attempts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from facerec import errors, publish, storage
+from facerec.errors import FacerecError
+from facerec.models.format import is_model
+from facerec.training import state
+from facerec.training.config import TrainConfig
+from facerec.training.gather import from_first
+from facerec.training.loop import work
+from facerec.training.plan import Plan, make_plan, record
+
+RESTARTS = 3
+"""Times that Ray Train starts the workers again before the driver looks whether the run gets on at all."""
+
+
+def train(config: TrainConfig) -> None:
+    """Train, or go on training, until ``run/model/`` stands; a finished run returns at once.
+
+    Needs an initialised Ray unless ``num_workers`` is 0. Raises FacerecError, with one line, before any work where
+    something does not fit.
+    """
+    plan = make_plan(config)
+    with publish.exclusive(plan.uri(), "--run"):
+        record(plan)
+        if is_model(plan.uri("model")):
+            print(
+                f"train: {config.run} is finished already ({config.steps} steps): {plan.uri('model')}",
+                flush=True,
+            )
+            return
+        split = plan.split
+        print(
+            f"train: {len(plan.identities)} identities to train on, {len(split.validation)} for validation, "
+            f"{len(split.unseen)} unseen; batches of {plan.shape.p} x {plan.shape.k} faces in {plan.shape.groups} "
+            f"micro-batches, {plan.precision}",
+            flush=True,
+        )
+        if config.workers == (0, 0):
+            work(plan)
+        else:
+            _fit(plan)
+
+
+def _fit(plan: Plan) -> None:
+    """Ray Train to the end, again after each failure as long as a newer checkpoint stands than at the one before."""
+    import ray.train
+    from ray.exceptions import RayActorError
+
+    reached = -1
+    while True:
+        _clear_fault(plan)
+        try:
+            _trainer(plan).fit()
+        except (
+            ray.train.TrainingFailedError,
+            RayActorError,
+        ) as error:  # the second: its controller was killed
+            newest = state.newest_step(plan.uri("checkpoints"))
+            if newest <= reached or _fault(plan):
+                raise _fault(plan) or error from None
+            reached = newest
+            said = str(error).strip().splitlines()[-1][:200]
+            print(f"train: WARNING: {said}; starting again after step {newest}", flush=True)
+            continue
+        if fault := _fault(plan):
+            raise fault
+        return
+
+
+def _trainer(plan: Plan) -> Any:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    config = plan.config
+    least, most = config.workers
+    workers: Any = most if least == most else (least, most)  # Ray's type leaves the range out
+    return TorchTrainer(
+        _ray_worker,
+        train_loop_config={"plan": plan},
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=config.gpu),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=plan.uri("ray"),
+            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+        ),
+    )
+
+
+def _ray_worker(loop_config: dict[str, Any]) -> None:
+    import ray.train
+
+    plan: Plan = loop_config["plan"]
+    if from_first(_fault(plan) is not None):
+        return  # said already; trying again would not mend it
+    try:
+        work(plan)
+    except FacerecError as error:
+        storage.write_json(plan.uri("fault.json"), {"kind": type(error).__name__, "said": str(error)})
+        raise
+    ray.train.report({"steps": plan.config.steps})
+
+
+def _fault(plan: Plan) -> FacerecError | None:
+    """What a worker found that the user must mend."""
+    uri = plan.uri("fault.json")
+    if not storage.exists(uri):
+        return None
+    fault = storage.read_json(uri)
+    kind: type[FacerecError] = getattr(errors, fault["kind"], FacerecError)
+    return kind(fault["said"])
+
+
+def _clear_fault(plan: Plan) -> None:
+    storage.remove_file(plan.uri("fault.json"))
