@@ -6,7 +6,7 @@ SOURCE ?=
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-cluster bench-mining bench-schedule bench-train check format install clean
+.PHONY: demo test test-cluster bench-mining bench-schedule bench-train chaos-train chaos-hosts check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -25,6 +25,12 @@ bench-schedule: install  ## the plan of batches at 10^8 faces and 64 workers
 
 bench-mining: install  ## mining in row blocks, against pytorch-metric-learning
 	$(BIN)/python -m tests.bench.mining
+
+chaos-train: install  ## 22 SIGKILLs over one training run, and the weights of an undisturbed one
+	$(BIN)/python -m tests.bench.chaos_train
+
+chaos-hosts: install  ## cut cables and power cuts under training, on hosts in network namespaces; needs root
+	$(BIN)/python -m tests.bench.chaos_hosts
 
 check: install  ## formatter, linter, strict types
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""A small published faces/ folder without alignment: each person is a colour with noise."""
+"""A small published faces/ folder without a detector: people who are a colour with noise, or drawn ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from facerec import publish, schema, storage
+from facerec import publish, schema, storage, synthetic
+from facerec.alignment.geometry import straighten
 from facerec.publish import Dataset
 from facerec.schema import Preprocessing
 
@@ -41,6 +43,22 @@ def write_faces(
     return _publish(str(folder), rows, generation)
 
 
+def write_drawn_faces(folder: Path | str, identities: int, per_identity: int, *, side: int) -> Dataset:
+    """Publish drawn people, aligned by the landmarks that they were drawn with: no detector, 0.1 s a face."""
+    random = np.random.default_rng(0)
+    rows = [
+        _row(person, number, None, random, side)
+        for person in range(identities)
+        for number in range(per_identity)
+    ]
+    for row in rows:
+        person, number = (int(row["face_id"][at : at + 16], 16) for at in (0, 16))
+        face = straighten(synthetic.render(person, number), synthetic.landmarks(person, number), side)
+        row.pop("colour")
+        row["image"] = {"bytes": _encoded(cv2.cvtColor(face, cv2.COLOR_RGB2BGR)), "path": None}
+    return _publish(str(folder), rows, 1)
+
+
 def _row(person: int, number: int, colour: Any, random: np.random.Generator, side: int) -> dict[str, Any]:
     return {
         "face_id": f"{person:016x}{number:016x}",
@@ -58,7 +76,10 @@ def _row(person: int, number: int, colour: Any, random: np.random.Generator, sid
 
 def _jpeg(colour: Any, random: np.random.Generator, side: int) -> bytes:
     coarse = np.clip(colour + random.normal(0, 40, (8, 8, 3)), 0, 255).astype(np.uint8)
-    image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_LINEAR)
+    return _encoded(cv2.resize(coarse, (side, side), interpolation=cv2.INTER_LINEAR))
+
+
+def _encoded(image: NDArray[np.uint8]) -> bytes:
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 

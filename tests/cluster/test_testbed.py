@@ -1,0 +1,61 @@
+"""The testbed: hosts that are hosts to Ray, faults that are faults, and nothing left of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from subprocess import run
+
+import pytest
+
+from cluster.testbed import Testbed, missing
+
+ASK = (
+    "import json, ray; ray.init(log_to_driver=False, logging_level='ERROR'); "
+    "print(json.dumps([(n['NodeManagerHostname'], n['NodeManagerAddress']) for n in ray.nodes() if n['Alive']]))"
+)
+
+
+def nodes(testbed: Testbed) -> dict[str, str]:
+    """Address by hostname of the nodes that Ray holds to be alive."""
+    said = run(
+        [*testbed.inside("head"), sys.executable, "-c", ASK], capture_output=True, text=True, timeout=60
+    )
+    assert said.returncode == 0, said.stderr[-2000:]
+    return dict(
+        json.loads(next(line for line in said.stdout.splitlines() if line.startswith("[[")))
+    )  # Ray adds lines of its own
+
+
+def until(testbed: Testbed, hosts: set[str]) -> None:
+    end = time.monotonic() + 120
+    while (found := set(nodes(testbed))) != hosts:
+        assert time.monotonic() < end, f"Ray sees {found}, not {hosts}"
+
+
+@pytest.mark.cluster
+def test_hosts_have_names_and_addresses_lose_cable_and_power_and_leave_nothing() -> None:
+    if lacking := missing():
+        pytest.skip(lacking)
+    with Testbed(hosts=2, name="pytest") as testbed:
+        subnet = testbed.subnet
+        assert nodes(testbed) == {"head": f"{subnet}.1", "h1": f"{subnet}.2", "h2": f"{subnet}.3"}
+        pids = [pid for host in testbed.standing() for pid, _ in testbed.processes(host)]
+        testbed.cut("h1")
+        until(testbed, {"head", "h2"})
+        testbed.mend("h1")
+        until(testbed, {"head", "h1", "h2"})
+        testbed.kill("h2")
+        assert set(testbed.standing()) == {"head", "h1"}
+        until(testbed, {"head", "h1"})
+    assert testbed.standing() == []
+    assert not [
+        pid
+        for pid in pids
+        if Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    ]
+    assert not [link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith("pytest-")]
+    assert not Path("/run/facerec-pytest").exists()
+    assert "facerec-pytest" not in Path("/proc/mounts").read_text()
