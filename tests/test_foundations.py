@@ -21,7 +21,7 @@ from facerec.splits import SplitConfig, split_identities
 def test_every_identity_is_on_one_side_and_small_sets_keep_enough_unseen(count: int, unseen: int) -> None:
     names = [f"person {i}" for i in range(count)]
     split = split_identities(names, SplitConfig())
-    assert sorted(split.train + split.unseen) == sorted(names)
+    assert sorted(split.train + split.validation + split.unseen) == sorted(names)
     assert len(split.unseen) == unseen
 
 
