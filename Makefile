@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?=
+comma := ,
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-cluster bench-mining check format install clean
+.PHONY: demo test test-cluster bench-mining bench-align check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -19,6 +20,9 @@ test-cluster: install
 
 bench-mining: install  ## mining in row blocks, against pytorch-metric-learning
 	$(BIN)/python -m tests.bench.mining
+
+bench-align: install  ## the detector, against facenet-pytorch's; FACEREC_DATA=folder of photographs
+	$(BIN)/python -m tests.bench.align
 
 check: install  ## formatter, linter, strict types
 	$(BIN)/ruff format --check .
@@ -35,7 +39,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d found; 3.11 or newer is needed: make PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev$(if $(filter x86_64,$(shell uname -m)),$(comma)openvino)]'
 	touch $@
 
 clean:
