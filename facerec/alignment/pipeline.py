@@ -34,7 +34,7 @@ MAX_FILE_BYTES = 256 * 2**20
 """A larger file is refused unread: no photograph is, and one must not take an actor's memory with it."""
 
 BATCH_PIXELS = 4_000_000
-"""Photographs are searched together until they hold so many pixels: 64 of 250 x 250, or one large one."""
+"""Photographs are searched together while they hold no more pixels: 64 of 250 x 250; a larger one goes alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +181,11 @@ class Aligner:
         rows: list[dict[str, Any]] = []
         waiting: list[_Decoded] = []
         for photograph in part.to_pylist():
-            waiting.append(_decode(photograph))
-            if sum(decoded.pixels for decoded in waiting) >= BATCH_PIXELS:
+            decoded = _decode(photograph)
+            if sum(other.pixels for other in waiting) + decoded.pixels > BATCH_PIXELS:
                 rows += self._align(waiting)
                 waiting = []
+            waiting.append(decoded)
         return pa.Table.from_pylist(rows + self._align(waiting), schema=schema.ALIGNED)
 
     def _align(self, batch: list[_Decoded]) -> list[dict[str, Any]]:
