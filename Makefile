@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?=
+comma := ,
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-cluster bench-mining bench-schedule bench-train chaos-train chaos-hosts check format install clean
+.PHONY: demo test test-cluster bench-align bench-mining bench-schedule bench-train chaos-train chaos-hosts check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -32,6 +33,9 @@ chaos-train: install  ## 22 SIGKILLs over one training run, and the weights of a
 chaos-hosts: install  ## cut cables and power cuts under training, on hosts in network namespaces; needs root
 	$(BIN)/python -m tests.bench.chaos_hosts
 
+bench-align: install  ## the detector, against facenet-pytorch's; FACEREC_DATA=folder of photographs
+	$(BIN)/python -m tests.bench.align
+
 check: install  ## formatter, linter, strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,7 +51,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d found; 3.11 or newer is needed: make PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev$(if $(filter x86_64,$(shell uname -m)),$(comma)openvino)]'
 	touch $@
 
 clean:

@@ -22,6 +22,7 @@ from facerec import publish, schema, storage
 from facerec.alignment import compaction, sources
 from facerec.alignment.detector import Detections, Detector
 from facerec.alignment.geometry import straighten
+from facerec.alignment.nets import Backend
 from facerec.alignment.photograph import Rejected, decode
 from facerec.alignment.subject import Policy, choose_subject
 from facerec.errors import ConfigError
@@ -32,6 +33,9 @@ JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWR
 MAX_FILE_BYTES = 256 * 2**20
 """A larger file is refused unread: no photograph is, and one must not take an actor's memory with it."""
 
+BATCH_PIXELS = 4_000_000
+"""Photographs are searched together while they hold no more pixels: 64 of 250 x 250; a larger one goes alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionConfig:
@@ -39,6 +43,10 @@ class DetectionConfig:
 
     min_face: int = 20
     """Smallest face looked for, pixels of the photograph's own."""
+    min_face_fraction: float = 0.05
+    """The same as a part of the photograph's short side; the larger of the two counts, and 0 turns it off."""
+    backend: Backend = "auto"
+    """What runs the networks, the same faces either way: auto is openvino where it is installed."""
     min_confidence: float = 0.8
     """Faces that the detector is less sure of are rejects (0 to 1)."""
     subject: Policy = "center_weighted"
@@ -50,6 +58,10 @@ class DetectionConfig:
         if self.min_face < 12:
             raise ConfigError(
                 f"min_face is {self.min_face} pixels; MTCNN sees nothing below 12 (--detection.min_face)"
+            )
+        if not 0 <= self.min_face_fraction < 1:
+            raise ConfigError(
+                f"min_face_fraction is {self.min_face_fraction}; it lies in 0 to 1 (--detection.min_face_fraction)"
             )
         if not 0 <= self.min_confidence <= 1:
             raise ConfigError(
@@ -102,7 +114,7 @@ def align_source(config: AlignConfig) -> publish.Dataset:
     faces = storage.absolute(config.faces)
     with publish.exclusive(faces, "--faces"):
         publish.claim(
-            faces, {"source": storage.absolute(config.source), **asdict(config.detection)}, "--faces"
+            faces, {"source": storage.absolute(config.source), **_decides(config.detection)}, "--faces"
         )
         missing = _missing(faces, listing.photographs)
         print(
@@ -115,6 +127,11 @@ def align_source(config: AlignConfig) -> publish.Dataset:
             return publish.open_dataset(faces, "jobs/align.py")
         _align_parts(faces, missing, config)
         return compaction.compact(faces, listing, asdict(config), config.seed)
+
+
+def _decides(detection: DetectionConfig) -> dict[str, Any]:
+    """What decides which faces there are: the backend does not."""
+    return {name: value for name, value in asdict(detection).items() if name != "backend"}
 
 
 def _missing(faces: str, photographs: pa.Table) -> pa.Table:
@@ -153,30 +170,51 @@ def _align_parts(faces: str, photographs: pa.Table, config: AlignConfig) -> None
 
 
 class Aligner:
-    """The actor: a detector that lives as long as the pool, one part at a time."""
+    """The actor: a detector that lives as long as the pool, one part at a time, some photographs at once."""
 
     def __init__(self, config: DetectionConfig) -> None:
         self._config = config
-        self._detector = Detector(config.min_face)
+        self._detector = Detector(config.min_face, config.min_face_fraction, config.backend)
 
     def __call__(self, part: pa.Table) -> pa.Table:
         """schema.PHOTOGRAPHS rows to schema.ALIGNED rows. A bad photograph is a row, never an exception."""
-        rows = [row for photograph in part.to_pylist() for row in self._align(photograph)]
-        return pa.Table.from_pylist(rows, schema=schema.ALIGNED)
+        rows: list[dict[str, Any]] = []
+        waiting: list[_Decoded] = []
+        for photograph in part.to_pylist():
+            decoded = _decode(photograph)
+            if sum(other.pixels for other in waiting) + decoded.pixels > BATCH_PIXELS:
+                rows += self._align(waiting)
+                waiting = []
+            waiting.append(decoded)
+        return pa.Table.from_pylist(rows + self._align(waiting), schema=schema.ALIGNED)
 
-    def _align(self, photograph: dict[str, Any]) -> list[dict[str, Any]]:
-        known = dict(photograph)
+    def _align(self, batch: list[_Decoded]) -> list[dict[str, Any]]:
+        """Rows of a batch, in its order."""
+        images = [decoded.image for decoded in batch if decoded.image is not None]
+        found = iter(
+            self._detector.detect_tight_many(images)
+            if self._config.retry_tight
+            else self._detector.detect_many(images)
+        )
+        rows = []
+        for decoded in batch:
+            if decoded.image is None:
+                rows.append(decoded.known)
+            else:
+                rows += self._faces(decoded.image, decoded.known, next(found))
+        return rows
+
+    def _faces(
+        self, image: NDArray[np.uint8], known: dict[str, Any], found: Detections
+    ) -> list[dict[str, Any]]:
         try:
-            data = _read(photograph["source_uri"])
-            known["source_hash"] = hashlib.sha256(data).hexdigest()
-            return self._faces(decode(data), known)
+            return self._chosen(image, known, found)
         except Rejected as rejected:
             return [_reject(known, "image", rejected.reason, rejected.detail)]
 
-    def _faces(self, image: NDArray[np.uint8], known: dict[str, Any]) -> list[dict[str, Any]]:
-        found = (
-            self._detector.detect_tight(image) if self._config.retry_tight else self._detector.detect(image)
-        )
+    def _chosen(
+        self, image: NDArray[np.uint8], known: dict[str, Any], found: Detections
+    ) -> list[dict[str, Any]]:
         if not found:
             raise Rejected("no_face", f"{image.shape[1]} x {image.shape[0]} pixels")
         height, width = image.shape[:2]
@@ -191,6 +229,28 @@ class Aligner:
             if i != chosen
         ]
         return [face_row(image, found, chosen, known), *others]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A photograph's row so far and its pixels; without pixels the row is its reject."""
+
+    known: dict[str, Any]
+    image: NDArray[np.uint8] | None
+
+    @property
+    def pixels(self) -> int:
+        return 0 if self.image is None else self.image.shape[0] * self.image.shape[1]
+
+
+def _decode(photograph: dict[str, Any]) -> _Decoded:
+    known = dict(photograph)
+    try:
+        data = _read(photograph["source_uri"])
+        known["source_hash"] = hashlib.sha256(data).hexdigest()
+        return _Decoded(known, decode(data))
+    except Rejected as rejected:
+        return _Decoded(_reject(known, "image", rejected.reason, rejected.detail), None)
 
 
 def face_row(

@@ -1,0 +1,184 @@
+"""P-Net, R-Net and O-Net with facenet-pytorch's weights, in float32, behind one protocol; torch or OpenVINO runs them.
+
+Inputs are float32 [n, side, side, 3] in [-1, 1]; shapes are few and fixed, as a shape seen for the first time costs
+more than running it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+from torch import Tensor, nn
+
+from facerec.alignment.boxes import F32, I64
+from facerec.alignment.pyramid import CONVOLVED
+from facerec.errors import ConfigError
+
+Backend = Literal["auto", "torch", "openvino"]
+BATCHES = (256, 64, 16)
+"""Sizes in which R-Net and O-Net are called; what is left over is padded to the last."""
+
+
+class Nets(Protocol):
+    """The three networks of the cascade."""
+
+    def propose(self, canvas: F32, seams: I64) -> tuple[F32, F32]:
+        """P-Net on a canvas [CANVAS, CANVAS, 3]: offsets [4, cells, cells] and face probabilities [cells, cells].
+
+        ``seams`` are places of the first convolution's output, counted row by row, that pooling must not see.
+        """
+
+    def refine(self, crops: F32) -> tuple[F32, F32]:
+        """R-Net on [n, 24, 24, 3], n in BATCHES: offsets [n, 4] and face probabilities [n]."""
+
+    def finish(self, crops: F32) -> tuple[F32, F32, F32]:
+        """O-Net on [n, 48, 48, 3], n in BATCHES: offsets [n, 4], landmarks [n, 10] and face probabilities [n]."""
+
+
+def load(backend: Backend, device: str = "cpu") -> Nets:
+    """The networks; ``auto`` takes OpenVINO on the CPU where it is installed. Raises ConfigError where it is not."""
+    installed = importlib.util.find_spec("openvino") is not None
+    if backend == "openvino" and not installed:
+        raise ConfigError(
+            "openvino is not installed: pip install 'facerec[openvino]', or --detection.backend torch"
+        )
+    if installed and (backend == "openvino" or (backend == "auto" and device == "cpu")):
+        return OpenVinoNets()
+    return TorchNets(device)
+
+
+class TorchNets:
+    """On the CPU, or a GPU, by torch, channels last: a third faster than the reference's layout."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._p, self._r, self._o = (
+            net().eval().to(device, memory_format=torch.channels_last) for net in (PNet, RNet, ONet)
+        )
+
+    @torch.inference_mode()
+    def propose(self, canvas: F32, seams: I64) -> tuple[F32, F32]:
+        """See :class:`Nets`."""
+        net = self._p
+        x = _prelu(net.conv1(self._input(canvas[None])), net.prelu1)
+        places = x.permute(0, 2, 3, 1).contiguous()
+        places.view(-1, places.shape[-1])[torch.from_numpy(seams).to(self._device)] = -torch.inf
+        x = net.pool1(places.permute(0, 3, 1, 2))
+        x = _prelu(net.conv3(_prelu(net.conv2(x), net.prelu2)), net.prelu3)
+        faces = net.conv4_1(x).softmax(dim=1)[0, 1]
+        return net.conv4_2(x)[0].cpu().numpy(), faces.cpu().numpy()
+
+    @torch.inference_mode()
+    def refine(self, crops: F32) -> tuple[F32, F32]:
+        """See :class:`Nets`."""
+        offsets, faces = self._r(self._input(crops))
+        return offsets.cpu().numpy(), faces[:, 1].cpu().numpy()
+
+    @torch.inference_mode()
+    def finish(self, crops: F32) -> tuple[F32, F32, F32]:
+        """See :class:`Nets`."""
+        offsets, landmarks, faces = self._o(self._input(crops))
+        return offsets.cpu().numpy(), landmarks.cpu().numpy(), faces[:, 1].cpu().numpy()
+
+    def _input(self, images: F32) -> Tensor:
+        return torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
+
+
+def _prelu(x: Tensor, layer: nn.PReLU) -> Tensor:
+    return nn.functional.prelu(x, layer.weight)
+
+
+class OpenVinoNets:
+    """On the CPU by OpenVINO, one thread, pinned to no core: actors of one machine would share the first."""
+
+    def __init__(self) -> None:
+        import openvino
+
+        self._ov = openvino
+        self._core = openvino.Core()
+        self._requests: dict[tuple[str, int], Any] = {}
+        self._mask = np.zeros((1, 1, CONVOLVED, CONVOLVED), np.float32)
+
+    def propose(self, canvas: F32, seams: I64) -> tuple[F32, F32]:
+        """See :class:`Nets`."""
+        self._mask.reshape(-1)[seams] = -np.inf
+        offsets, faces = self._run("P", canvas[None], self._mask)
+        self._mask.reshape(-1)[seams] = 0
+        return offsets[0], faces[0, 1]
+
+    def refine(self, crops: F32) -> tuple[F32, F32]:
+        """See :class:`Nets`."""
+        offsets, faces = self._run("R", crops)
+        return offsets, faces[:, 1]
+
+    def finish(self, crops: F32) -> tuple[F32, F32, F32]:
+        """See :class:`Nets`."""
+        offsets, landmarks, faces = self._run("O", crops)
+        return offsets, landmarks, faces[:, 1]
+
+    def _run(self, net: str, *inputs: F32) -> list[F32]:
+        key = net, len(inputs[0])
+        if key not in self._requests:
+            self._requests[key] = self._compiled(net, inputs[0].shape).create_infer_request()
+        request = self._requests[key]
+        for number, values in enumerate(inputs):
+            request.set_input_tensor(number, self._ov.Tensor(values, shared_memory=True))
+        request.infer()
+        return [output.data.copy() for output in request.output_tensors]
+
+    def _compiled(self, net: str, shape: tuple[int, ...]) -> Any:
+        options = {
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        return self._core.compile_model(_graph(net, shape), "CPU", options)
+
+
+_POOLS = {"P": {1: 2}, "R": {1: 3, 2: 3}, "O": {1: 3, 2: 3, 3: 2}}
+"""Side of the pooling that follows each convolution; its stride is 2."""
+
+
+def _graph(net: str, shape: tuple[int, ...]) -> Any:
+    """The network as an OpenVINO model, layer by layer from the weights; P-Net takes its mask as second input."""
+    import openvino
+    from openvino import opset13 as op
+
+    module = {"P": PNet, "R": RNet, "O": ONet}[net]()
+    weights = {name: value.numpy() for name, value in module.state_dict().items()}
+    inputs = [op.parameter(list(shape), np.float32)]
+    x = op.transpose(inputs[0], op.constant(np.array([0, 3, 1, 2])))
+
+    def convolution(x: Any, layer: str) -> Any:
+        y = op.convolution(x, op.constant(weights[f"{layer}.weight"]), [1, 1], [0, 0], [0, 0], [1, 1])
+        return op.add(y, op.constant(weights[f"{layer}.bias"].reshape(1, -1, 1, 1)))
+
+    def dense(x: Any, layer: str) -> Any:
+        y = op.matmul(x, op.constant(weights[f"{layer}.weight"]), False, True)
+        return op.add(y, op.constant(weights[f"{layer}.bias"]))
+
+    def prelu(x: Any, number: int) -> Any:
+        return op.prelu(x, op.constant(weights[f"prelu{number}.weight"]))
+
+    last = {"P": 3, "R": 3, "O": 4}[net]
+    for number in range(1, last + 1):
+        x = prelu(convolution(x, f"conv{number}"), number)
+        if net == "P" and number == 1:
+            inputs.append(op.parameter([1, 1, CONVOLVED, CONVOLVED], np.float32))
+            x = op.add(x, inputs[1])
+        if side := _POOLS[net].get(number):
+            x = op.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [side, side], "ceil").output(0)
+    if net != "P":
+        columns_first = op.transpose(x, op.constant(np.array([0, 3, 2, 1])))
+        x = dense(op.reshape(columns_first, op.constant(np.array([shape[0], -1])), False), f"dense{last + 1}")
+        x = prelu(x, last + 1)
+    head = convolution if net == "P" else dense
+    names = {"P": ["conv4_2"], "R": ["dense5_2"], "O": ["dense6_2", "dense6_3"]}[net]
+    face = {"P": "conv4_1", "R": "dense5_1", "O": "dense6_1"}[net]
+    outputs = [head(x, name) for name in names] + [op.softmax(head(x, face), 1)]
+    return openvino.Model([op.result(output) for output in outputs], inputs)

@@ -1,0 +1,150 @@
+"""`make bench-align`: the detector against facenet-pytorch's MTCNN, photographs of $FACEREC_DATA, one thread.
+
+Ratios are of CPU time, interleaved batch by batch, the median over batches; the same min_face and no retry. A
+1,000 photographs more are compared face by face.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from facenet_pytorch import MTCNN
+from numpy.typing import NDArray
+
+from facerec.alignment.detector import Detections, Detector
+from facerec.alignment.photograph import decode
+from tests.bench.targets import Row, conclude
+
+Image = NDArray[np.uint8]
+MIN_FACE, FRACTION = 20, 0.05
+
+
+def main() -> None:
+    """Measure every size class, print, and exit 1 where a target is missed."""
+    if "FACEREC_DATA" not in os.environ:
+        sys.exit("bench-align: FACEREC_DATA is not set; point it at the folder that holds lfw, pins and odd")
+    torch.set_num_threads(1)
+    reference = MTCNN(min_face_size=MIN_FACE, keep_all=True)
+    ours = {name: Detector(MIN_FACE, backend=name) for name in ("openvino", "torch")}  # type: ignore[arg-type]
+    for detector in ours.values():
+        detector.detect_many([np.zeros((400, 400, 3), np.uint8)])
+    classes, ratios, rows = _classes(Path(os.environ["FACEREC_DATA"])), {}, []
+    for kind, batches in classes.items():
+        measured = _ratios(reference, ours, batches)
+        for name, ratio in measured.items():
+            ratios[name, kind] = ratio
+            rows.append(Row(f"{kind}: {name}", ratio, "x", at_least=3.5 if name == "openvino" else None))
+    for name, target in (("openvino", 4.0), ("torch", 2.6)):
+        mean = statistics.geometric_mean(ratios[name, kind] for kind in classes)
+        rows.append(Row(f"geometric mean: {name}", mean, "x", at_least=target))
+    rows += _relative(reference, classes["large"])
+    for name, detector in ours.items():
+        rows += _agreement(name, reference, detector, Path(os.environ["FACEREC_DATA"]))
+    conclude("bench-align", rows, ["CPU time of one thread against facenet-pytorch 2.5.3's MTCNN."])
+
+
+def _load(paths: list[Path]) -> list[Image]:
+    return [decode(path.read_bytes()) for path in paths]
+
+
+def _classes(data: Path) -> dict[str, list[list[Image]]]:
+    """Batches as the aligner makes them, by size class."""
+    lfw = _load(sorted((data / "lfw").rglob("*.jpg"))[::64])
+    pins = _load(sorted((data / "pins").rglob("*.jpg"))[::53])
+    odd = _load(
+        sorted([*(data / "odd/compreface_samples").iterdir(), *(data / "odd/natural_large").iterdir()])
+    )
+    medium = [image for image in odd if max(image.shape) <= 1000]
+    large = [image for image in odd if max(image.shape) > 1000]
+    return {
+        "lfw, 250 px": [lfw[at : at + 32] for at in range(0, 96, 32)],
+        "pins, 100-800 px": [pins[at : at + 32] for at in range(0, 64, 32)],
+        "odd, 624-820 px": [medium] * 3,
+        "large": [[image] for image in large],
+    }
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.process_time()
+    run()
+    return time.process_time() - started
+
+
+def _ratios(reference: MTCNN, ours: dict[str, Detector], batches: list[list[Image]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {name: [] for name in ours}
+    for batch in batches:
+        theirs = _seconds(lambda batch=batch: [reference.detect(image, landmarks=True) for image in batch])
+        for name, detector in ours.items():
+            found[name].append(theirs / _seconds(lambda batch=batch, d=detector: d.detect_many(batch)))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _relative(reference: MTCNN, batches: list[list[Image]]) -> list[Row]:
+    """The default fraction on large photographs against the reference's 20 pixels, and what it loses."""
+    detector, ratios, kept, total = Detector(MIN_FACE, FRACTION), [], 0, 0
+    for (image,) in batches:
+        boxes: list[NDArray[np.float32]] = []
+        theirs = _seconds(lambda image=image, boxes=boxes: boxes.append(reference.detect(image)[0]))
+        found: list[Detections] = []
+        ratios.append(
+            theirs / _seconds(lambda image=image, found=found: found.append(detector.detect(image)))
+        )
+        large = [
+            b
+            for b in (boxes[0] if boxes[0] is not None else [])
+            if min(b[2:] - b[:2]) >= FRACTION * min(image.shape[:2])
+        ]
+        kept += sum(any(_overlap(box, ours) > 0.4 for ours in found[0].boxes) for box in large)
+        total += len(large)
+    return [
+        Row(f"large, min_face {FRACTION:.0%} of the short side", statistics.median(ratios), "x", at_least=12),
+        Row(f"  lost of {total} faces above that size", 100 * (1 - kept / total), "%", at_most=1),
+    ]
+
+
+def _agreement(name: str, reference: MTCNN, detector: Detector, data: Path) -> list[Row]:
+    paths = [*sorted((data / "lfw").rglob("*.jpg"))[::10], *sorted((data / "pins").rglob("*.jpg"))[::8]]
+    counts = same = total = 0
+    for at in range(0, len(paths), 32):
+        images = _load(paths[at : at + 32])
+        for image, found in zip(images, detector.detect_many(images), strict=True):
+            boxes, _, landmarks = reference.detect(image, landmarks=True)
+            theirs = [] if boxes is None else list(zip(boxes, landmarks, strict=True))
+            counts += len(found) == len(theirs)
+            same += sum(_same(box, points, found) for box, points in theirs)
+            total += len(theirs)
+    return [
+        Row(
+            f"face count equal, of {len(paths)} photographs: {name}",
+            100 * counts / len(paths),
+            "%",
+            at_least=99,
+        ),
+        Row(f"  IoU >= .95 and landmarks within 1 %, of {total} faces", 100 * same / total, "%", at_least=99),
+    ]
+
+
+def _same(box: NDArray[np.float32], points: NDArray[np.float32], found: Detections) -> bool:
+    side = float((box[2:] - box[:2]).max())
+    return any(
+        _overlap(box, ours) >= 0.95 and np.abs(marks - points).max() <= 0.01 * side
+        for ours, marks in zip(found.boxes, found.landmarks, strict=True)
+    )
+
+
+def _overlap(one: NDArray[np.float32], other: NDArray[np.float64]) -> float:
+    """Intersection over union."""
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    common = float(np.prod(np.maximum(sides, 0)))
+    return common / float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - common)
+
+
+if __name__ == "__main__":
+    main()
