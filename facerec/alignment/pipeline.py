@@ -34,7 +34,7 @@ MAX_FILE_BYTES = 256 * 2**20
 """A larger file is refused unread: no photograph is, and one must not take an actor's memory with it."""
 
 BATCH_PIXELS = 4_000_000
-"""Photographs are searched together while they hold no more pixels: 64 of 250 x 250; a larger one goes alone."""
+"""Photographs are searched together while they hold no more pixels; a larger one goes alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
