@@ -112,10 +112,9 @@ class Chaos:
         if not workers:
             return False
         victim = self._random.choice(workers)
-        if what == "worker":
-            os.kill(victim, signal.SIGKILL)
-        else:
-            self.nodes.kill_and_replace(victim)
+        if what == "raylet":
+            return self.nodes.kill_and_replace(victim)
+        os.kill(victim, signal.SIGKILL)
         return True
 
     def _watch_until(self, step: int) -> None:
@@ -160,11 +159,14 @@ class _Nodes:
             self._add(num_cpus=1)
         self.address: str = self._cluster.address
 
-    def kill_and_replace(self, worker: int) -> None:
-        """SIGKILL the raylet that started this worker process, and add a node in its place."""
-        node = next(node for node in self._cluster.worker_nodes if worker in _descendants(_raylet(node)))
-        os.kill(_raylet(node), signal.SIGKILL)
-        self._add(num_cpus=1)
+    def kill_and_replace(self, worker: int) -> bool:
+        """SIGKILL the raylet that started this worker process, and add a node in its place; False if it is dead."""
+        for node in self._cluster.worker_nodes:
+            if worker in _descendants(_raylet(node)):
+                os.kill(_raylet(node), signal.SIGKILL)
+                self._add(num_cpus=1)
+                return True
+        return False
 
     def _add(self, **settings: Any) -> None:
         self._cluster.add_node(wait=False, object_store_memory=100_000_000, **settings)
