@@ -92,20 +92,19 @@ def cache(size: int) -> dict[str, float]:
     labels = torch.arange(size) // FACES
     network = build(LIGHT, 0).to(DEVICE).to(memory_format=torch.channels_last)
 
-    def descend_once(cached: bool, count: int = groups) -> None:
+    def descend_once(cached: bool) -> None:
         descend(
-            MicroBatches(network, count),
-            pixels[: count * MICRO],
-            labels[: count * MICRO].to(DEVICE),
-            torch.arange(count * MICRO, device=DEVICE),
-            seeds=range(count),
-            sizes=[count * MICRO],
+            MicroBatches(network, groups),
+            pixels,
+            labels.to(DEVICE),
+            torch.arange(size, device=DEVICE),
+            seeds=range(groups),
+            sizes=[size],
             miner="semi_hard",
             mining=MiningConfig(),
             cache=cached,
         )
 
-    descend_once(True, 2)  # kernels are chosen and gradients allocated before anything is measured
     used = _peak(lambda: descend_once(True))
     cached, kept = _by_turns(lambda: descend_once(True), lambda: descend_once(False), times=3)
     return {"megabytes": used, "ratio": cached / kept}
