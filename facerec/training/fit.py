@@ -56,7 +56,7 @@ def _fit(plan: Plan) -> None:
 
     reached = -1
     while True:
-        _clear_fault(plan)
+        storage.remove_file(plan.uri("fault.json"))
         try:
             _trainer(plan).fit()
         except (
@@ -116,7 +116,3 @@ def _fault(plan: Plan) -> FacerecError | None:
     fault = storage.read_json(uri)
     kind: type[FacerecError] = getattr(errors, fault["kind"], FacerecError)
     return kind(fault["said"])
-
-
-def _clear_fault(plan: Plan) -> None:
-    storage.remove_file(plan.uri("fault.json"))

@@ -1,9 +1,9 @@
 """Which faces are trained on at which step: a pure function of (seed, step), planned a window at a time.
 
 An epoch is shown row group by row group (see takes), and cut into *windows* that feed some S whole global batches
-each, so that the row groups of a few steps are read once and then done with. Where the set is large, the window is cut into *bundles*, one for
-every two micro-batches: a bundle has row groups of its own, and so a row group is read by the one or two workers
-that train on it, whatever their number.
+each, so that the row groups of a few steps are read once and then done with. Where the set is large, the window is
+cut into *bundles*, one for every two micro-batches: a bundle has row groups of its own, and so a row group is read by
+the one or two workers that train on it, whatever their number.
 
 Legend: P identities a batch, K faces an identity, m faces a micro-batch, G micro-batches a batch, S steps a window,
 n identities of a bundle.

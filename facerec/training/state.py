@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,9 +51,9 @@ def save(
     digest = hashlib.sha256(payload).hexdigest()
     about = {"step": step, "sha256": digest, "model": asdict(config), "score": score}
     storage.write_json(storage.join(place, "state.json"), about)
-    best = _best_place(folder)
+    best = _by_score(folder)[:1]
     for old in storage.list_folders(folder)[:-keep]:
-        if old != best:
+        if old not in best:
             storage.remove_tree(old)
 
 
@@ -61,12 +62,7 @@ def latest(folder: str, config: ModelConfig) -> State | None:
 
     Raises MismatchError where it is of another network.
     """
-    for place in reversed(storage.list_folders(folder)):
-        try:
-            return _read(place, config)
-        except DatasetError as error:
-            print(f"train: WARNING: {error}; going back to the checkpoint before", flush=True)
-    return None
+    return _first_whole(reversed(storage.list_folders(folder)), config)
 
 
 def newest_step(folder: str) -> int:
@@ -76,15 +72,24 @@ def newest_step(folder: str) -> int:
 
 
 def best(folder: str, config: ModelConfig) -> State | None:
-    """The checkpoint with the highest score, the first of equals; None where none has one."""
-    place = _best_place(folder)
-    return _read(place, config) if place else None
+    """The whole checkpoint with the highest score, the first of equals; None where none has one."""
+    return _first_whole(_by_score(folder), config)
 
 
-def _best_place(folder: str) -> str | None:
+def _first_whole(places: Iterable[str], config: ModelConfig) -> State | None:
+    for place in places:
+        try:
+            return _read(place, config)
+        except DatasetError as error:
+            print(f"train: WARNING: {error}; going back to the checkpoint before", flush=True)
+    return None
+
+
+def _by_score(folder: str) -> list[str]:
+    """The checkpoints that have a score, best first."""
     scores = {place: _about(place).get("score") for place in storage.list_folders(folder)}
     scored = {place: score for place, score in scores.items() if score is not None}
-    return max(scored, key=lambda place: scored[place]) if scored else None
+    return sorted(scored, key=lambda place: -scored[place])
 
 
 def _about(place: str) -> dict[str, Any]:

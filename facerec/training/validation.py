@@ -85,7 +85,7 @@ class Validation:
 
     def _batches(self) -> list[Tensor]:
         return [
-            torch.cat([to_input(decode_jpeg(jpeg)[None], self._side) for jpeg in self._jpegs[at : at + 64]])
+            to_input(np.stack([decode_jpeg(jpeg) for jpeg in self._jpegs[at : at + 64]]), self._side)
             for at in range(0, len(self._jpegs), 64)
         ]
 

@@ -6,7 +6,6 @@ fault at a host that trains until metrics pass the step that was in flight at th
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import tempfile
@@ -17,7 +16,7 @@ from cluster.testbed import Testbed, missing
 from tests.bench.job import Job
 from tests.bench.targets import Row, conclude
 
-REPETITIONS, STEPS = int(os.environ.get("REPETITIONS", "3")), 100_000
+REPETITIONS, STEPS = 3, 100_000
 TARGETS_S = {"cut": 25.0, "kill": 20.0}
 LIMIT_S = 240.0
 

@@ -26,6 +26,7 @@ from typing import Any
 from cluster.testbed import ray_settings
 from tests.bench.job import Job
 from tests.bench.targets import Row, conclude
+from tests.support.processes import descendants
 
 STEPS, SEED = 300, 0
 KILLS = ["worker"] * 10 + ["raylet"] * 6 + ["driver"] * 6
@@ -108,7 +109,7 @@ class Chaos:
             self.driver.kill()
             self.driver.wait()
             return True
-        workers = [pid for pid in _descendants(os.getpid()) if _is_worker(pid)]
+        workers = [pid for pid in descendants(os.getpid()) if _is_worker(pid)]
         if not workers:
             return False
         victim = self._random.choice(workers)
@@ -162,7 +163,7 @@ class _Nodes:
     def kill_and_replace(self, worker: int) -> bool:
         """SIGKILL the raylet that started this worker process, and add a node in its place; False if it is dead."""
         for node in self._cluster.worker_nodes:
-            if worker in _descendants(_raylet(node)):
+            if worker in descendants(_raylet(node)):
                 os.kill(_raylet(node), signal.SIGKILL)
                 self._add(num_cpus=1)
                 return True
@@ -182,14 +183,6 @@ def _is_worker(pid: int) -> bool:
     return False
 
 
-def _descendants(parent: int) -> Iterator[int]:
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{parent}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield int(child)
-                yield from _descendants(int(child))
-
-
 @contextlib.contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
     """However the block ends, Ctrl-C and SIGTERM too: no process of ours and no file in the folder outlives it."""
@@ -197,7 +190,7 @@ def nothing_left(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        while left := list(_descendants(os.getpid())):
+        while left := list(descendants(os.getpid())):
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

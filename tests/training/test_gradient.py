@@ -62,7 +62,9 @@ def batch_of(groups: int, alone: bool) -> tuple[Tensor, Tensor, Tensor]:
     return images, labels, faces
 
 
-def our_step(groups: int, miner: Miner, norm: bool, alone: bool, cache: bool) -> dict[str, Any]:
+def our_step(
+    groups: int, miner: Miner, norm: bool, alone: bool, cache: bool, library: LibraryLoss | None = None
+) -> dict[str, Any]:
     """One step by the code under test, on this rank: loss summed over ranks / W, gradient after DDP, statistics."""
     rank, workers = world()
     each, more = divmod(groups, workers)
@@ -84,6 +86,7 @@ def our_step(groups: int, miner: Miner, norm: bool, alone: bool, cache: bool) ->
         sizes=[count * MICRO for count in counts],
         miner=miner,
         mining=MiningConfig(margin=MARGIN),
+        library=library.build() if library else None,
         cache=cache,
     )
     return {
@@ -214,37 +217,8 @@ def test_a_step_without_any_triplet_has_a_zero_gradient_and_not_none() -> None:
         assert all(p.grad is not None and not p.grad.any() for p in network.parameters())
 
 
-def library_step(cache: bool) -> tuple[float, Tensor]:
-    """(loss, gradient) of a loss of pytorch-metric-learning on this rank's share."""
-    rank, workers = world()
-    counts = [6 // workers + (r < 6 % workers) for r in range(workers)]
-    ours = range(sum(counts[:rank]), sum(counts[: rank + 1]))
-    images, labels, faces = batch_of(6, alone=False)
-    network = small_network(norm=True)
-    model: nn.Module = MicroBatches(network, 6)
-    if workers > 1:
-        model = nn.parallel.DistributedDataParallel(
-            model, forward_sync_buffers=False, find_unused_parameters=True
-        )
-    result = descend(
-        model,
-        images[ours.start * MICRO : ours.stop * MICRO],
-        labels,
-        faces,
-        seeds=[900 + group for group in ours],
-        sizes=[count * MICRO for count in counts],
-        miner="semi_hard",
-        mining=MiningConfig(margin=MARGIN),
-        library=LIBRARY.build(),
-        cache=cache,
-    )
-    return float(result.loss), torch.cat(
-        [p.grad.flatten() for p in network.parameters() if p.grad is not None]
-    )
-
-
-def library_steps() -> list[tuple[float, Tensor]]:
-    return [library_step(cache) for cache in (False, True)]
+def library_steps() -> list[dict[str, Any]]:
+    return [our_step(6, "semi_hard", True, False, cache, LIBRARY) for cache in (False, True)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -258,9 +232,9 @@ def test_a_loss_of_the_metric_learning_library_is_that_of_one_process(world_size
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
     for steps in run_ddp(world_size, library_steps):
-        for ours, our_gradient in steps:
-            assert abs(ours - float(loss.detach())) < 1e-9
-            torch.testing.assert_close(our_gradient, gradient, rtol=0, atol=1e-9)
+        for step in steps:  # each rank has the whole loss
+            assert abs(step["loss"] * world_size - float(loss.detach())) < 1e-9
+            torch.testing.assert_close(step["gradient"], gradient, rtol=0, atol=1e-9)
 
 
 def test_in_bf16_gradient_caching_gives_the_gradient_of_the_kept_graph_and_embeddings_stay_fp32() -> None:

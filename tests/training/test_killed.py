@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from facerec.publish import Dataset
 from facerec.telemetry import read_json_lines
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
+from tests.support.processes import descendants
 from tests.training.test_loop import config_of, weights
 
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"
@@ -78,7 +78,7 @@ def _kill_after(command: list[str], checkpoint: Path) -> None:
         assert started.poll() is None, "the trainer ended before it could be killed"
         assert time.monotonic() < until, "no checkpoint in 240 s"
         time.sleep(0.01)
-    children = set(_descendants(started.pid))
+    children = set(descendants(started.pid))
     started.kill()
     started.wait(timeout=10)
     while left := [child for child in children if _runs(child)]:
@@ -90,18 +90,11 @@ def _kill_a_worker(once: Path) -> int:
     """SIGKILL one Ray Train worker of this process as soon as the first checkpoint stands; gives its process id."""
     while not once.exists():
         time.sleep(0.01)
-    for process in _descendants(os.getpid()):
+    for process in descendants(os.getpid()):
         if b"RayTrainWorker" in Path(f"/proc/{process}/cmdline").read_bytes():
             os.kill(process, signal.SIGKILL)
             return process
     return 0
-
-
-def _descendants(parent: int) -> Iterator[int]:
-    for task in Path(f"/proc/{parent}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield int(child)
-            yield from _descendants(int(child))
 
 
 def _runs(process: int) -> bool:

@@ -215,6 +215,10 @@ def test_the_best_checkpoint_by_validation_outlives_the_last_ones(tmp_path: Path
     assert found is not None
     assert (found.step, found.score) == (2, 0.7)
     assert state.newest_step(str(tmp_path)) == 6
+    (tmp_path / "step-00000002" / "state.pt").write_bytes(b"torn")
+    found = state.best(str(tmp_path), MODEL)
+    assert found is not None
+    assert found.step == 5
 
 
 @pytest.mark.parametrize(
