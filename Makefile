@@ -7,7 +7,7 @@ comma := ,
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-cluster bench-align bench-mining bench-schedule bench-train chaos-train chaos-hosts check format install clean
+.PHONY: demo test test-cluster fuzz bench-align bench-cropped bench-learning bench-mining bench-scale bench-schedule bench-train bench-evaluate bench-embed chaos-align chaos-embed chaos-train chaos-hosts check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -18,11 +18,17 @@ test: install
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster
 
+fuzz: install  ## 10,000 damaged images through the aligner
+	$(BIN)/python -m tests.bench.fuzz
+
 bench-train: install  ## speed and memory of a training step, data wait, 4,096 faces at 224 px
 	$(BIN)/python -m tests.bench.train
 
 bench-schedule: install  ## the plan of batches at 10^8 faces and 64 workers
 	$(BIN)/python -m tests.bench.schedule
+
+bench-learning: install  ## the recipe against pytorch-metric-learning, an hour; FACEREC_DATA=folder of photographs
+	$(BIN)/python -m tests.bench.learning
 
 bench-mining: install  ## mining in row blocks, against pytorch-metric-learning
 	$(BIN)/python -m tests.bench.mining
@@ -33,8 +39,26 @@ chaos-train: install  ## 22 SIGKILLs over one training run, and the weights of a
 chaos-hosts: install  ## cut cables and power cuts under training, on hosts in network namespaces; needs root
 	$(BIN)/python -m tests.bench.chaos_hosts
 
+chaos-align: install  ## 22 SIGKILLs over one alignment of 2,000 photographs, and the faces of an undisturbed one
+	$(BIN)/python -m tests.bench.chaos_align
+
 bench-align: install  ## the detector, against facenet-pytorch's; FACEREC_DATA=folder of photographs
 	$(BIN)/python -m tests.bench.align
+
+bench-scale: install  ## a million photographs through all but the detector, and the driver's memory
+	$(BIN)/python -m tests.bench.scale
+
+bench-cropped: install  ## the same people trained from aligned and from merely cropped faces
+	$(BIN)/python -m tests.bench.cropped
+
+bench-evaluate: install  ## 50,000 embeddings of 1,000 people, evaluated whole
+	$(BIN)/python -m tests.bench.evaluate
+
+bench-embed: install  ## the embedder against eager fp32, and photographs to vectors; FACEREC_DATA=folder of photographs
+	$(BIN)/python -m tests.bench.embed
+
+chaos-embed: install  ## 10 SIGKILLs while photographs are embedded, and the vectors of an undisturbed run
+	$(BIN)/python -m tests.bench.chaos_embed
 
 check: install  ## formatter, linter, strict types
 	$(BIN)/ruff format --check .

@@ -1,13 +1,13 @@
 """One way to start a job: a YAML file plus flags, one line an error, exit code 2 for what the user can mend.
 
-A preset has a section per job (``align:``, ``train:``, ...); a job reads its own section and leaves the others.
+A job that can say what it would do hands its plan to ``main``, and gets ``--dry-run`` for it. A preset has a section per job (``align:``, ``train:``, ...); a job reads its own section and leaves the others.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jsonargparse
@@ -17,19 +17,34 @@ from facerec import storage
 from facerec.errors import ConfigError, FacerecError
 
 C = TypeVar("C")
+Plan = Mapping[str, object]
+"""What a job would do, by name, for people: found by reading alone, without Ray."""
 
-SECTIONS = ("align", "train", "embed", "evaluate", "report")
+SECTIONS = ("align", "train", "embed", "evaluate", "report", "identify", "erase")
+WHOLE = ("pipeline", "experiment")
+"""Jobs that take a whole file: other jobs' settings are part of theirs."""
 
 
 def main(
-    section: str, config_class: type[C], run: Callable[[C], object], argv: list[str] | None = None
+    section: str,
+    config_class: type[C],
+    run: Callable[[C], object],
+    argv: list[str] | None = None,
+    *,
+    plan: Callable[[C], Plan] | None = None,
 ) -> None:
     """Parse flags into ``config_class`` and run; print one line and leave with 2 on what the user can mend.
 
-    ``section`` is this job's name in a preset, or "pipeline" for the job that takes them all.
+    ``section`` is this job's name in a preset, or "pipeline" for the job that takes them all, or a job and a verb
+    ("align inspect"). A required field that is not keyword-only is an argument without a flag. With ``--dry-run``
+    the ``plan`` is printed in place of the run; it must write nothing.
     """
     try:
-        run(parse(section, config_class, sys.argv[1:] if argv is None else argv))
+        config, dry = _parsed(section, config_class, sys.argv[1:] if argv is None else argv, plan is not None)
+        if dry and plan:
+            _show(section, plan(config))
+        else:
+            run(config)
     except FacerecError as error:
         print(f"{section}: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
@@ -40,17 +55,37 @@ def main(
 
 def parse(section: str, config_class: type[C], argv: list[str]) -> C:
     """Flags and YAML to a frozen dataclass; raises ConfigError with one line."""
+    return _parsed(section, config_class, argv, can_plan=False)[0]
+
+
+def _show(section: str, plan: Plan) -> None:
+    width = max(map(len, plan))
+    for name, value in plan.items():
+        print(f"{section}: {name:{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+    print(f"{section}: a dry run; nothing was started or written", flush=True)
+
+
+def _parsed(section: str, config_class: type[C], argv: list[str], can_plan: bool) -> tuple[C, bool]:
+    """The settings, and whether only the plan is asked for."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=f"jobs/{section}.py", exit_on_error=False, allow_abbrev=False)
+    job, _, verb = section.partition(" ")
+    parser = jsonargparse.ArgumentParser(
+        prog=f"jobs/{job}.py {verb}".strip(), exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file; flags given after it win")
-    parser.add_class_arguments(config_class)
+    if can_plan:
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print what would be done, and touch nothing"
+        )
+    parser.add_class_arguments(config_class, as_positional=True)
     try:
         namespace = parser.parse_args(_inline_presets(section, argv))
         values = parser.instantiate(namespace).as_dict()
     except (jsonargparse.ArgumentError, ValueError) as error:
         raise ConfigError(f"{' '.join(str(error).split())}; --help lists every flag") from None
     values.pop("config")
-    return config_class(**values)
+    dry = can_plan and values.pop("dry_run")
+    return config_class(**values), dry
 
 
 def _inline_presets(section: str, argv: list[str]) -> list[str]:
@@ -76,7 +111,7 @@ def _own_section(section: str, uri: str) -> dict[str, Any]:
         raise ConfigError(f"--config {uri} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(preset, dict):
         raise ConfigError(f"--config {uri} holds a {type(preset).__name__}; it needs keys and values")
-    if section == "pipeline" or not preset.keys() & set(SECTIONS):
+    if section in WHOLE or not preset.keys() & set(SECTIONS):
         return preset
     if unknown := preset.keys() - set(SECTIONS):
         raise ConfigError(

@@ -4,6 +4,7 @@ FacerecError
 ├── ConfigError      a flag, a YAML key, or two of them that do not fit together
 ├── SourceError      photographs that are not there, or not usable
 ├── DatasetError     a faces/ or embeddings/ folder that cannot be trusted
+├── StorageError     S3 that refuses or does not answer
 ├── MismatchError    two artifacts that do not belong together (preprocessing, model, run)
 └── BusyError        another run holds the folder
 """
@@ -25,6 +26,10 @@ class SourceError(FacerecError):
 
 class DatasetError(FacerecError):
     """A published folder is incomplete, damaged, or was never published."""
+
+
+class StorageError(FacerecError):
+    """S3 refuses: credentials, bucket, endpoint, permission; or it did not answer after all attempts."""
 
 
 class MismatchError(FacerecError):

@@ -8,39 +8,27 @@ folder/
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import filelock
 import pyarrow as pa
 
 import facerec
-from facerec import schema, storage
-from facerec.errors import BusyError, DatasetError, MismatchError
+from facerec import lock, s3, schema, storage
+from facerec.errors import DatasetError, MismatchError
+from facerec.lock import exclusive as exclusive
 
+PART_ROW_GROUP = 8
+"""Rows of a row group of a part. Compaction reads the row groups that its faces lie in, all over the parts.
 
-@contextlib.contextmanager
-def exclusive(folder: str, what: str) -> Iterator[None]:
-    """Hold the folder's lock; raise BusyError where another run holds it. A dead run's lock is free at once."""
-    if storage.is_s3(folder):
-        yield
-        return
-    os.makedirs(folder, exist_ok=True)
-    lock = filelock.FileLock(storage.join(folder, ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise BusyError(
-            f"{folder} is being written by another run; wait for it or choose another {what}"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+Rows read for one used, 100 people of 340 faces and 2,000 of 20: 8.0 and 2.5 with 32 rows, 4.8 and 1.3 with 8,
+3.2 and 1.1 with 4. Each halving doubles the footer (40 KB of 3.7 MB with 8) and the time to read the columns.
+"""
+CORE_SECONDS = b"core_seconds"
+"""Key of a part's schema metadata."""
 
 
 def claim(folder: str, settings: dict[str, Any], flag: str) -> None:
@@ -48,6 +36,12 @@ def claim(folder: str, settings: dict[str, Any], flag: str) -> None:
 
     Raises MismatchError where it was begun with other settings, or where it holds foreign files.
     """
+    if not claimed(folder, settings, flag):
+        storage.write_json(storage.join(folder, "claim.json"), settings)
+
+
+def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:
+    """Whether the folder is ours already; writes nothing. Raises MismatchError where it cannot become ours."""
     uri = storage.join(folder, "claim.json")
     if storage.exists(uri):
         theirs = storage.read_json(uri)
@@ -60,12 +54,12 @@ def claim(folder: str, settings: dict[str, Any], flag: str) -> None:
                 f"{folder} belongs to another run: {key} is {theirs.get(key)!r} there and {settings.get(key)!r} here; "
                 f"choose another {flag} or the same settings"
             )
-        return
+        return True
     if foreign := [uri for uri in storage.list_files(folder) if not uri.endswith(".lock")]:
         raise MismatchError(
             f"{folder} holds {foreign[0].rsplit('/', 1)[-1]}, which is not ours; choose another {flag}"
         )
-    storage.write_json(uri, settings)
+    return False
 
 
 @dataclass(frozen=True)
@@ -106,6 +100,7 @@ class Dataset:
 def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Dataset:
     """The dataset that a folder's manifest describes; ``made_by`` names the job to run where there is none."""
     folder = storage.absolute(folder)
+    s3.require(folder)
     below = [] if generation is None else ["generations", f"{generation:04d}"]
     uri = storage.join(folder, *below, "manifest.json")
     if not storage.exists(uri):
@@ -119,20 +114,21 @@ def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Da
     return Dataset(folder, manifest)
 
 
-def describe(folder: str, path: str, kind: str, rows: int) -> dict[str, Any]:
-    """A manifest's entry for a file that was written."""
-    data = storage.read_bytes(storage.join(folder, path))
-    return {
-        "path": path,
-        "kind": kind,
-        "rows": rows,
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+def write(
+    folder: str, path: str, kind: str, table: pa.Table, *, row_groups: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Write a generation's table and give its manifest entry; raises BusyError where the folder was lost."""
+    lock.require_held(folder)
+    written = storage.write_table(storage.join(folder, path), table, row_groups=row_groups)
+    return {"path": path, "kind": kind, "rows": table.num_rows, **asdict(written)}
 
 
 def publish(folder: str, generation: int, files: list[dict[str, Any]], about: dict[str, Any]) -> Dataset:
-    """Write the generation's manifest, then make it the current one: the last step of any writer."""
+    """Write the generation's manifest, then make it the current one: the last step of any writer.
+
+    Raises BusyError where another run has taken the folder over meanwhile.
+    """
+    lock.require_held(folder)
     manifest = {
         "schema_version": schema.VERSION,
         "code_version": facerec.__version__,
@@ -145,17 +141,61 @@ def publish(folder: str, generation: int, files: list[dict[str, Any]], about: di
     return Dataset(folder, manifest)
 
 
-def write_part(rows: pa.Table, folder: str) -> pa.Table:
-    """Write one part, whole or not at all, named by the photographs it holds; gives one row of counts.
+def write_part(folder: str, of: pa.Table, make: Callable[[], pa.Table], *, before_s: float = 0.0) -> pa.Table:
+    """The part that rows ``of`` name, made and written whole or not at all; gives one row of counts.
 
-    It lives on this floor because Ray runs it in processes of its own, which then need not load a detector.
+    ``of`` has source_uri and identity, and face_id where a photograph's faces may lie in several parts. A part that is
+    there already is not made again: after a node's death Ray Data asks anew for what the node had finished but not yet
+    told. What making took stands in the file's metadata, with ``before_s`` core-seconds spent elsewhere.
     """
-    photographs = list(zip(rows["source_uri"].to_pylist(), rows["identity"].to_pylist(), strict=True))
-    name = hashlib.blake2b(
-        "\n".join(f"{uri}\x1f{who}" for uri, who in photographs).encode(), digest_size=12
-    ).hexdigest()
-    storage.write_table(storage.join(folder, f"part-{name}.parquet"), rows)
+    named = _distinct(of, of.column_names)
+    name = hashlib.blake2b("\n".join("\x1f".join(map(str, row)) for row in named).encode(), digest_size=12)
+    uri = storage.join(folder, f"part-{name.hexdigest()}.parquet")
+    if storage.exists(uri):
+        return _counts(storage.read_table(uri))
+    began = time.monotonic()
+    rows = make()
+    told = {
+        **(rows.schema.metadata or {}),
+        CORE_SECONDS: f"{before_s + time.monotonic() - began:.3f}",
+    }
+    storage.write_table(uri, rows.replace_schema_metadata(told), row_groups=PART_ROW_GROUP)
+    return _counts(rows)
+
+
+def _distinct(rows: pa.Table, columns: list[str]) -> list[tuple[Any, ...]]:
+    """What rows have in some columns, each once, in order."""
+    return sorted(set(zip(*(rows[name].to_pylist() for name in columns), strict=True)), key=str)
+
+
+def _counts(rows: pa.Table) -> pa.Table:
     rejects = rows.num_rows - rows["reason"].null_count if "reason" in rows.column_names else 0
-    return pa.table(
-        {"photographs": [len(set(photographs))], "faces": [rows.num_rows - rejects], "rejects": [rejects]}
-    )
+    photographs = len(_distinct(rows, schema.PHOTOGRAPHS.names))
+    return pa.table({"photographs": [photographs], "faces": [rows.num_rows - rejects], "rejects": [rejects]})
+
+
+def parts(folder: str) -> list[str]:
+    """The finished parts, sorted."""
+    return storage.list_files(storage.join(folder, "parts"), ".parquet")
+
+
+def core_seconds(part: pa.Table) -> float:
+    """What a part took, by any of its columns as they were read; 0 where it does not say so."""
+    return float((part.schema.metadata or {}).get(CORE_SECONDS, 0))
+
+
+def current(folder: str) -> dict[str, Any]:
+    """The manifest of the current generation; empty where none was published yet."""
+    uri = storage.join(folder, "manifest.json")
+    return storage.read_json(uri) if storage.exists(uri) else {}
+
+
+def next_generation(folder: str) -> tuple[int, str]:
+    """The number of the generation to be written and its place below the folder, which is empty then.
+
+    What a run left there that was killed before it published, goes.
+    """
+    generation = 1 + int(current(folder).get("generation", 0))
+    base = f"generations/{generation:04d}"
+    storage.remove_tree(storage.join(folder, base))
+    return generation, base

@@ -6,7 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from facerec.errors import MismatchError
 
@@ -75,6 +77,9 @@ INDEX = pa.schema(
 )
 """Spans of one identity's faces within one row group; training plans its reads from it alone."""
 
+NEAR_DUPLICATES = pa.schema([("face_id", pa.string()), ("group", pa.int64())])
+"""Faces that look like others by their perceptual hash, of whatever person; a face that stands alone has no row."""
+
 EMBEDDINGS = pa.schema(
     [
         ("face_id", pa.string()),
@@ -90,6 +95,29 @@ EMBEDDINGS = pa.schema(
     ]
 )
 """One unit vector a face."""
+
+EMBEDDED = pa.schema(
+    [*EMBEDDINGS, *map(ALIGNED.field, ["source_hash", "level", "reason", "detail"])],
+)
+"""What embedding photographs yields: vectors and rejects in one stream, at least one row a photograph."""
+
+
+NAMES = pa.schema(
+    [
+        ("face_id", pa.string()),
+        ("source_uri", pa.string()),
+        ("box", _BOX),
+        ("name", pa.string()),  # null: nobody who is known
+        ("score", pa.float32()),  # how sure, also where nobody is named; the manifest says in what
+    ]
+)
+"""One row a face that was looked up."""
+
+
+def vectors(table: pa.Table) -> NDArray[np.float32]:
+    """The embedding column of schema.EMBEDDINGS rows [n, d]."""
+    column = table["embedding"].combine_chunks()
+    return np.asarray(column.flatten().to_numpy(), np.float32).reshape(-1, EMBEDDING_DIM)
 
 
 @dataclass(frozen=True, kw_only=True)

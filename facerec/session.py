@@ -9,10 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 
+import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
+
+from facerec import errors
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Rows in flight are small (a part is some tens of MB); Ray's default is 30 % of the machine."""
@@ -25,7 +30,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     ``num_cpus`` is what a local Ray may count with; None takes the machine's cores.
     """
     if ray.is_initialized():
-        yield
+        with _faults():
+            yield
         return
     # Train would log each line that a worker prints once more; the colours are noise in a file.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -49,14 +55,33 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         )
     _quieten_data()
     try:
-        yield
+        with _faults():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """What the user can mend, found by a worker, as the same one line. Of an error Ray Data keeps only the text."""
+    try:
+        yield
+    except RayTaskError as error:
+        found = re.search(r"^facerec\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
+        if not found:
+            raise
+        raise getattr(errors, found[1])(found[2]) from None
 
 
 def cores() -> int:
     """CPU cores of the cluster as it is now, at least 1."""
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)  # type: ignore[no-untyped-call]
+
+
+def on_whole_blocks(blocks: list[pa.Table]) -> ray.data.Dataset:
+    """A dataset whose blocks are units of work (parts, shards), one each, and are never cut."""
+    ray.data.DataContext.get_current().target_max_block_size = None
+    return ray.data.from_arrow(blocks)
 
 
 def _quieten_data() -> None:

@@ -5,18 +5,38 @@ Local files are written beside their place and renamed; an S3 object appears onl
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from facerec import s3
 from facerec.errors import DatasetError
+
+READERS = 8
+"""Files read at once where many are."""
+FILES = 500
+"""Files whose rows are held together."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write left, known without reading it back."""
+
+    bytes: int
+    sha256: str
 
 
 def is_s3(uri: str) -> bool:
@@ -25,8 +45,14 @@ def is_s3(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The URI as other processes must spell it: local paths become absolute, trailing slashes go."""
-    return uri.rstrip("/") if is_s3(uri) else os.path.abspath(os.path.expanduser(uri))
+    """The URI as other processes must spell it: local paths become absolute, trailing slashes go.
+
+    Raises ConfigError, which does not repeat it, for an s3:// address that holds credentials.
+    """
+    if is_s3(uri):
+        s3.bucket_and_key(uri)
+        return uri.rstrip("/")
+    return os.path.abspath(os.path.expanduser(uri))
 
 
 def join(uri: str, *names: str) -> str:
@@ -35,24 +61,33 @@ def join(uri: str, *names: str) -> str:
 
 
 def open_input(uri: str) -> Any:
-    """A seekable pyarrow file to read; raises FileNotFoundError."""
-    filesystem, path = _resolve(uri)
-    return filesystem.open_input_file(path)
+    """A seekable pyarrow file to read; raises FileNotFoundError. Read from S3 within ``s3.refusals``."""
+    with _resolve(uri) as (filesystem, path):
+        try:
+            return filesystem.open_input_file(path)
+        except pa.ArrowInvalid as error:  # a//b is a key of S3, but no path of Arrow's
+            raise FileNotFoundError(f"{uri}: {error}") from None
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole object; raises FileNotFoundError."""
-    with open_input(uri) as file:
+    with s3.refusals(uri), open_input(uri) as file:
         return bytes(file.read())
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes | pa.Buffer) -> Written:
     """Write whole or not at all, replacing what was there."""
-    filesystem, path = _resolve(uri)
-    if is_s3(uri):
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
-        return
+    written = Written(len(data), hashlib.sha256(data).hexdigest())
+    with _resolve(uri) as (filesystem, path):
+        if is_s3(uri):
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+        else:
+            _write_local(path, data)
+    return written
+
+
+def _write_local(path: str, data: bytes | pa.Buffer) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     staged = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
@@ -68,38 +103,46 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, path = _resolve(uri)
-    return bool(filesystem.get_file_info(path).type != pa.fs.FileType.NotFound)
+    with _resolve(uri) as (filesystem, path):
+        return bool(filesystem.get_file_info(path).type != pa.fs.FileType.NotFound)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """URIs of the files directly below a folder, sorted; empty where the folder is missing."""
-    filesystem, path = _resolve(uri)
-    selector = pa.fs.FileSelector(path, allow_not_found=True)
-    names = [info.base_name for info in filesystem.get_file_info(selector) if info.is_file]
+    with _resolve(uri) as (filesystem, path):
+        selector = pa.fs.FileSelector(path, allow_not_found=True)
+        names = [info.base_name for info in filesystem.get_file_info(selector) if info.is_file]
     return [join(uri, name) for name in sorted(names) if name.endswith(suffix)]
 
 
 def list_folders(uri: str) -> list[str]:
     """URIs of the folders directly below a folder, sorted."""
-    filesystem, path = _resolve(uri)
-    selector = pa.fs.FileSelector(path, allow_not_found=True)
-    found = [info for info in filesystem.get_file_info(selector) if info.type == pa.fs.FileType.Directory]
+    with _resolve(uri) as (filesystem, path):
+        selector = pa.fs.FileSelector(path, allow_not_found=True)
+        found = [info for info in filesystem.get_file_info(selector) if info.type == pa.fs.FileType.Directory]
     return [join(uri, info.base_name) for info in sorted(found, key=lambda info: info.base_name)]
+
+
+def list_tree(uri: str) -> list[str]:
+    """URIs of all files below a folder, sorted; empty where the folder is missing."""
+    with _resolve(uri) as (filesystem, path):
+        selector = pa.fs.FileSelector(path, allow_not_found=True, recursive=True)
+        paths = [info.path for info in filesystem.get_file_info(selector) if info.is_file]
+    return sorted(join(uri, found[len(path.rstrip("/")) + 1 :]) for found in paths)
 
 
 def remove_tree(uri: str) -> None:
     """Remove a folder and all below it; a folder that is not there is no error."""
-    filesystem, path = _resolve(uri)
-    if filesystem.get_file_info(path).type == pa.fs.FileType.Directory:
-        filesystem.delete_dir(path)
+    with _resolve(uri) as (filesystem, path):
+        if filesystem.get_file_info(path).type == pa.fs.FileType.Directory:
+            filesystem.delete_dir(path)
 
 
 def remove_file(uri: str) -> None:
     """Remove a file; one that is not there is no error."""
-    filesystem, path = _resolve(uri)
-    if filesystem.get_file_info(path).type == pa.fs.FileType.File:
-        filesystem.delete_file(path)
+    with _resolve(uri) as (filesystem, path):
+        if filesystem.get_file_info(path).type == pa.fs.FileType.File:
+            filesystem.delete_file(path)
 
 
 def read_json(uri: str) -> dict[str, Any]:
@@ -113,21 +156,76 @@ def read_json(uri: str) -> dict[str, Any]:
     return value
 
 
-def write_json(uri: str, value: Any) -> None:
+def write_json(uri: str, value: Any) -> Written:
     """Sorted keys, so equal content is equal bytes."""
-    write_bytes(uri, (json.dumps(value, sort_keys=True, indent=2) + "\n").encode())
+    return write_bytes(uri, (json.dumps(value, sort_keys=True, indent=2) + "\n").encode())
 
 
 def read_table(
     uri: str, columns: list[str] | None = None, *, repetitive: list[str] | None = None
 ) -> pa.Table:
     """A Parquet file, whole. Columns in ``repetitive`` come as dictionaries: each string is held once."""
-    with open_input(uri) as file:
-        return pq.read_table(file, columns=columns, read_dictionary=repetitive)
+    with s3.refusals(uri), open_input(uri) as file:
+        return pq.ParquetFile(file, read_dictionary=repetitive).read(columns)
 
 
-def write_table(uri: str, table: pa.Table, *, row_groups: Sequence[int] | None = None) -> None:
-    """A Parquet file, whole or not at all; ``row_groups`` are their sizes, by default Arrow's choice.
+def read_tables(uris: Sequence[str], columns: list[str]) -> Iterator[list[pa.Table]]:
+    """Columns of many Parquet files, some hundreds of files at a time, in order.
+
+    Several are read at once, because on S3 each takes some round trips.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        for at in range(0, len(uris), FILES):
+            yield list(pool.map(read_table, uris[at : at + FILES], repeat(columns)))
+
+
+def read_rows(uri: str, rows: NDArray[np.int64], columns: list[str] | None = None) -> pa.Table:
+    """Rows of a Parquet file by their numbers, in the order asked for; only their row groups are read."""
+    with s3.refusals(uri), open_input(uri) as file:
+        parquet = pq.ParquetFile(file, pre_buffer=True)
+        about = parquet.metadata
+        ends = _ends(about)
+        if rows.max(initial=-1) >= about.num_rows:
+            raise DatasetError(
+                f"{uri} is damaged: it holds {about.num_rows} rows, and row {rows.max()} is needed"
+            )
+        groups, back = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
+        sizes = np.diff(ends, prepend=0)[groups]
+        skipped = ends[groups] - np.cumsum(sizes)  # rows of the file before a group that are not read
+        return parquet.read_row_groups(groups.tolist(), columns).take(rows - skipped[back])
+
+
+def row_group_ends(uri: str) -> list[int]:
+    """The row after the last one of each row group of a Parquet file."""
+    with s3.refusals(uri), open_input(uri) as file:
+        ends: list[int] = _ends(pq.ParquetFile(file).metadata).tolist()
+    return ends
+
+
+def _ends(about: pq.FileMetaData) -> NDArray[np.int64]:
+    return np.cumsum(
+        [about.row_group(number).num_rows for number in range(about.num_row_groups)], dtype=np.int64
+    )
+
+
+def gather(
+    uris: Sequence[str], file: NDArray[np.int64], row: NDArray[np.int64], columns: list[str]
+) -> pa.Table:
+    """Rows of many Parquet files, each by the number of its file and its own, in the order asked for.
+
+    Each file is opened once, and several at once.
+    """
+    order = np.argsort(file, kind="stable")
+    numbers, starts = np.unique(file[order], return_index=True)
+    chosen, rows = [uris[number] for number in numbers], np.split(row[order], starts[1:])
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = pool.map(read_rows, chosen, rows, repeat(columns))
+        table = pa.concat_tables(tables).combine_chunks()  # or take() would hold three copies at once
+    return table.take(np.argsort(order))
+
+
+def write_table(uri: str, table: pa.Table, *, row_groups: Sequence[int] | int | None = None) -> Written:
+    """A Parquet file, whole or not at all; ``row_groups`` are their sizes, or the size of all, by default Arrow's choice.
 
     Photographs are compressed already, so ``image.bytes`` is stored as it is and readers get it without a copy.
     """
@@ -137,10 +235,13 @@ def write_table(uri: str, table: pa.Table, *, row_groups: Sequence[int] | None =
     }
     sink, first = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(sink, table.schema, compression=leaves, write_page_checksum=True) as writer:
-        for rows in row_groups or [table.num_rows]:
-            writer.write_table(table.slice(first, rows))
-            first += rows
-    write_bytes(uri, sink.getvalue().to_pybytes())
+        if isinstance(row_groups, Sequence):
+            for rows in row_groups:
+                writer.write_table(table.slice(first, rows))
+                first += rows
+        else:
+            writer.write_table(table, row_groups)
+    return write_bytes(uri, sink.getvalue())
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
@@ -150,16 +251,11 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [parquet.column(i).path for i in range(len(parquet))]
 
 
-def _resolve(uri: str) -> tuple[Any, str]:
+@contextlib.contextmanager
+def _resolve(uri: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a URI and the path within it; what S3 refuses within is a StorageError."""
     if is_s3(uri):
-        return _s3(), uri.removeprefix("s3://")
-    return pa.fs.LocalFileSystem(), absolute(uri)
-
-
-@functools.cache
-def _s3() -> Any:
-    """One filesystem a process, set by the variables that boto3 reads; Arrow by itself misses the endpoint."""
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    options = {"region": region, "endpoint_override": endpoint}
-    return pa.fs.S3FileSystem(**{name: value for name, value in options.items() if value})
+        with s3.refusals(uri):
+            yield s3.filesystem(), "/".join(s3.bucket_and_key(uri))
+    else:
+        yield pa.fs.LocalFileSystem(), absolute(uri)

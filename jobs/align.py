@@ -1,9 +1,16 @@
-"""Photographs to faces: detect, straighten and publish aligned faces as Parquet shards."""
+"""Photographs to faces: detect, straighten and publish aligned faces as Parquet shards.
+
+``align.py inspect FACES`` shows what came of it, as text and as one page.
+"""
 
 from __future__ import annotations
 
-from facerec.alignment.pipeline import AlignConfig, align_source
+import sys
+
+from facerec.alignment.config import AlignConfig
+from facerec.alignment.pipeline import align_source, plan
 from facerec.cli import main
+from facerec.reporting.inspection import InspectConfig, inspect
 from facerec.session import ray_session
 
 
@@ -24,5 +31,14 @@ def run(config: AlignConfig) -> None:
         )
 
 
+def run_inspect(config: InspectConfig) -> None:
+    """Say and show what a folder of faces holds."""
+    print(inspect(config))
+    print(f"align inspect: {config.out}")
+
+
 if __name__ == "__main__":
-    main("align", AlignConfig, run)
+    if sys.argv[1:2] == ["inspect"]:
+        main("align inspect", InspectConfig, run_inspect, sys.argv[2:])
+    else:
+        main("align", AlignConfig, run, plan=plan)

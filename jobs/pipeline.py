@@ -6,15 +6,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from facerec import storage
-from facerec.alignment.pipeline import AlignConfig, align_source
+from facerec.alignment.config import AlignConfig
+from facerec.alignment.pipeline import align_source
+from facerec.alignment.pipeline import plan as align_plan
 from facerec.cli import main
-from facerec.embedding.pipeline import EmbedConfig, embed_faces
+from facerec.embedding.config import EmbedConfig
+from facerec.embedding.pipeline import embed_faces
 from facerec.errors import ConfigError
-from facerec.evaluation.pipeline import EvaluateConfig, evaluate
+from facerec.evaluation.config import EvaluateConfig
+from facerec.evaluation.pipeline import evaluate
 from facerec.reporting.page import ReportConfig, write_report
 from facerec.session import ray_session
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
+from facerec.training.forecast import forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     vectors, control = storage.join(out, "embeddings"), storage.join(out, "untrained")
     numbers, page = storage.join(out, "report.json"), storage.join(out, "report.html")
     with ray_session():
-        align_source(replace(config.align, source=config.source, faces=faces))
+        align_source(replace(config.align, source=config.source, out=faces))
         train(replace(config.train, faces=faces, run=trained))
         embed_faces(replace(config.embed, faces=faces, model=storage.join(trained, "model"), out=vectors))
         embed_faces(replace(config.embed, faces=faces, model=storage.join(trained, "untrained"), out=control))
@@ -59,7 +64,9 @@ def run(config: PipelineConfig) -> dict[str, Any]:
                 config.evaluate, run=trained, faces=faces, embeddings=vectors, control=control, out=numbers
             )
         )
-    write_report(replace(config.report, faces=faces, run=trained, report=numbers, out=page))
+    write_report(
+        replace(config.report, faces=faces, run=trained, report=numbers, embeddings=vectors, out=page)
+    )
     for name, scores in report["identification"].items():
         low, high = scores["interval"]
         print(
@@ -69,5 +76,18 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     return report
 
 
+def plan(config: PipelineConfig) -> dict[str, object]:
+    """The plan of alignment, and that of training where there are faces to plan with."""
+    out = storage.absolute(config.out)
+    faces = storage.join(out, "faces")
+    stages = {"align": align_plan(replace(config.align, source=config.source, out=faces))}
+    if storage.exists(storage.join(faces, "manifest.json")):
+        stages["train"] = forecast(replace(config.train, faces=faces, run=storage.join(out, "run")))
+    rest = [stage for stage in ("train", "embed", "evaluate", "report") if stage not in stages]
+    return {f"{stage}: {name}": value for stage, plan in stages.items() for name, value in plan.items()} | {
+        "then": f"{', '.join(rest)}, planned from what comes before them"
+    }
+
+
 if __name__ == "__main__":
-    main("pipeline", PipelineConfig, run)
+    main("pipeline", PipelineConfig, run, plan=plan)

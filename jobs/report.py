@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from facerec import publish, storage
 from facerec.cli import main
+from facerec.errors import ConfigError
 from facerec.reporting.page import ReportConfig, write_report
 
 
@@ -11,5 +13,20 @@ def run(config: ReportConfig) -> None:
     print(f"report: {write_report(config)}")
 
 
+def plan(config: ReportConfig) -> dict[str, object]:
+    """What would be shown."""
+    counts = publish.open_dataset(config.faces, "jobs/align.py").manifest["counts"]
+    if not storage.exists(storage.absolute(config.report)):
+        raise ConfigError(f"{config.report} does not exist; run jobs/evaluate.py first (--report)")
+    return {
+        "faces": counts["faces"],
+        "identities": counts["identities"],
+        "pictures": f"{config.contact_sheet} photographs beside their faces, and as many rejects",
+        "workers": "this process, without Ray",
+        "memory": "below 1 GiB",
+        "result": config.out,
+    }
+
+
 if __name__ == "__main__":
-    main("report", ReportConfig, run)
+    main("report", ReportConfig, run, plan=plan)

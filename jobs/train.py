@@ -6,6 +6,7 @@ from facerec.cli import main
 from facerec.session import ray_session
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
+from facerec.training.forecast import forecast
 
 
 def run(config: TrainConfig) -> None:
@@ -18,4 +19,4 @@ def run(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    main("train", TrainConfig, run)
+    main("train", TrainConfig, run, plan=forecast)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+
+from cluster.testbed import missing
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
@@ -28,3 +32,13 @@ def photographs_of_people() -> Path:
     if not folder:
         pytest.skip("FACEREC_DATA names no folder of real photographs")
     return Path(folder)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder below /tmp itself, which every host of a testbed can be shown; skips where there can be no testbed."""
+    if lacking := missing():
+        pytest.skip(lacking)
+    folder = Path(tempfile.mkdtemp(prefix="hosts-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from facerec.alignment.pipeline import AlignConfig
+from facerec.alignment.config import AlignConfig
 from facerec.cli import main, parse
 from facerec.errors import ConfigError
+from facerec.training.config import TrainConfig
+
+PRESETS = Path(__file__).parents[1] / "jobs" / "presets"
 
 
 def test_a_job_reads_its_own_section_and_flags_win(tmp_path: Path) -> None:
@@ -47,6 +50,12 @@ def test_a_wrong_yaml_key_is_refused(tmp_path: Path, text: str, word: str) -> No
         parse("align", AlignConfig, ["--config", str(preset)])
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda preset: preset.name)
+def test_every_preset_is_one_that_training_takes(preset: Path) -> None:
+    config = parse("train", TrainConfig, ["--config", str(preset)])
+    assert config != TrainConfig()
+
+
 def test_errors_leave_with_2_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: AlignConfig) -> None:
         raise ConfigError(f"part is {config.part}")
@@ -55,3 +64,24 @@ def test_errors_leave_with_2_and_no_traceback(capsys: pytest.CaptureFixture[str]
         main("align", AlignConfig, run, ["--part", "3"])
     assert caught.value.code == 2
     assert capsys.readouterr().err == "align: error: part is 3\n"
+
+
+def test_a_dry_run_prints_the_plan_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[AlignConfig] = []
+    main(
+        "align",
+        AlignConfig,
+        ran.append,
+        ["--part", "3", "--dry-run"],
+        plan=lambda said: {"parts of": said.part},
+    )
+    assert capsys.readouterr().out.splitlines()[0] == "align: parts of  3"
+    assert not ran
+
+
+def test_a_job_without_a_plan_refuses_a_dry_run_instead_of_running() -> None:
+    ran: list[AlignConfig] = []
+    with pytest.raises(SystemExit) as caught:
+        main("align", AlignConfig, ran.append, ["--dry-run"])
+    assert caught.value.code == 2
+    assert not ran

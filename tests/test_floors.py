@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("alignment", "training", "embedding", "evaluation", "reporting")
+STAGES = ("alignment", "training", "embedding", "evaluation", "naming", "erasure", "reporting")
 MODULES = sorted((ROOT / "facerec").rglob("*.py"))
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from facerec import publish, schema, storage
-from facerec.errors import BusyError, DatasetError, MismatchError, SourceError
+from facerec.errors import DatasetError, MismatchError, SourceError
 from facerec.phash import perceptual_hash
 from facerec.seeding import derive
 from facerec.splits import SplitConfig, split_identities
@@ -57,6 +57,23 @@ def test_tables_come_back_as_they_went(tmp_path: Path) -> None:
     assert storage.read_table(str(tmp_path / "t.parquet")).equals(table)
 
 
+def test_rows_come_in_the_order_asked_for_and_only_their_row_groups_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"name": [f"{n}" for n in range(20)], "face_id": [f"{n}" * 900 for n in range(20)]})
+    storage.write_table(str(path), table, row_groups=4)
+    rows = np.array([19, 4, 16, 7, 5, 4])
+    about = pq.read_metadata(path)
+    data = bytearray(path.read_bytes())
+    for group in (0, 2, 3):
+        column = about.row_group(group).column(0)
+        first = column.dictionary_page_offset
+        data[first : first + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(data)
+    assert storage.read_rows(str(path), rows, ["name", "face_id"]).equals(table.take(rows))
+    with pytest.raises(OSError, match="page header"):
+        storage.read_rows(str(path), np.array([8]), ["name"])
+
+
 def test_no_manifest_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no manifest\.json there.*jobs/align\.py"):
         publish.open_dataset(str(tmp_path), "jobs/align.py")
@@ -73,26 +90,6 @@ def test_a_folder_with_foreign_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
     with pytest.raises(MismatchError, match=r"thesis\.doc"):
         publish.claim(str(tmp_path), {}, "--faces")
-
-
-def _hold(folder: str, held: object, leave: object) -> None:
-    with publish.exclusive(folder, "--faces"):
-        held.set()  # type: ignore[attr-defined]
-        leave.wait()  # type: ignore[attr-defined]
-
-
-def test_the_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, leave = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(tmp_path), held, leave))
-    other.start()
-    assert held.wait(60)
-    with pytest.raises(BusyError, match="another run"), publish.exclusive(str(tmp_path), "--faces"):
-        pass
-    other.kill()
-    other.join()
-    with publish.exclusive(str(tmp_path), "--faces"):
-        pass
 
 
 def test_preprocessing_that_differs_names_both_sides() -> None:

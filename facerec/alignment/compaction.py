@@ -2,20 +2,29 @@
 
 Identities are cut into chunks and the chunks shuffled, so that any stretch of a shard holds many people, and
 each of them several times: what a window of row groups needs to feed whole P x K batches.
+
+The driver holds every row without its image, as Arrow columns; tasks write the shards, and each reads from the
+parts only the row groups that its faces lie in.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from facerec import publish, schema, seeding, storage
+from facerec import ledger, publish, schema, seeding, storage
 from facerec.alignment.sources import Listing
-from facerec.errors import DatasetError, SourceError
+from facerec.errors import SourceError
+from facerec.ledger import numbered
+from facerec.phash import near_duplicates
+from facerec.photographs import digest
+from facerec.session import on_whole_blocks
 
 CHUNK = 16
 """Faces of one identity that lie together; a shorter rest stays with the chunk before it."""
@@ -24,180 +33,143 @@ ROW_GROUP = 256
 SHARD = 16
 """Row groups a file: about 100 MB at 25 KB a face."""
 
-Row = dict[str, Any]
-"""A face or reject without its image."""
-
-Chunk = list[Row]
-
-Where = tuple[int, int]
-"""Part number and row within it."""
+I64 = NDArray[np.int64]
 
 
-def compact(folder: str, listing: Listing, config: dict[str, Any], seed: int) -> publish.Dataset:
+def compact(folder: str, listing: Listing, about: dict[str, Any], seed: int) -> publish.Dataset:
     """Write the next generation from all finished parts of photographs still listed, and publish it.
 
-    Memory holds every row without its image, and the images of one shard.
+    ``about`` stands in the manifest as it is: the configuration and the preprocessing contract.
     """
     parts = storage.list_files(storage.join(folder, "parts"), ".parquet")
-    rows = _metadata(parts, listing.photographs)
-    faces, rejects = _without_duplicates(rows)
-    _account_for_all(listing.photographs.num_rows, faces, rejects)
-    if not faces:
-        reasons = dict(Counter(row["reason"] for row in rejects))
+    found = ledger.account(parts, listing.photographs)
+    faces, rejects = found.faces, found.rejects
+    if not faces.num_rows:
         raise SourceError(
-            f"none of {listing.photographs.num_rows} photographs gave a face ({reasons}); see --detection.min_confidence"
+            f"none of {listing.photographs.num_rows} photographs gave a face ({found.reasons('image')}); see --detection.min_confidence"
         )
-    generation = 1 + max(
-        (int(uri.rsplit("/", 1)[1]) for uri in storage.list_folders(storage.join(folder, "generations"))),
-        default=0,
-    )
-    base = f"generations/{generation:04d}"
-    files, spans = [], []
-    row_groups = list(_filled(_chunks(faces, seed), ROW_GROUP))
-    for number, first in enumerate(range(0, len(row_groups), SHARD)):
-        path, chosen = f"{base}/faces-{number:05d}.parquet", row_groups[first : first + SHARD]
-        table = _gather(parts, [row["where"] for group in chosen for chunk in group for row in chunk])
-        sizes = [sum(map(len, group)) for group in chosen]
-        storage.write_table(storage.join(folder, path), table, row_groups=sizes)
-        files.append(publish.describe(folder, path, "faces", table.num_rows))
-        spans += list(_spans(path, chosen))
-    tables = {
-        "rejects": pa.Table.from_pylist(
-            [{k: row[k] for k in schema.REJECTS.names} for row in rejects], schema=schema.REJECTS
-        ),
-        "index": pa.Table.from_pylist(spans, schema=schema.INDEX),
-    }
-    for kind, table in tables.items():
-        storage.write_table(storage.join(folder, f"{base}/{kind}.parquet"), table)
-        files.append(publish.describe(folder, f"{base}/{kind}.parquet", kind, table.num_rows))
-    about = {
-        "preprocessing": schema.Preprocessing().to_json(),
-        "config": config,
-        "counts": _counts(listing, faces, rejects),
+    generation, base = publish.next_generation(folder)
+    layout = _lay_out(faces["identity"], base, seed)
+    files = _write_shards(folder, base, layout.plan(faces), parts)
+    tables = {"rejects": rejects, "index": layout.index, "near_duplicates": _near_duplicates(faces)}
+    files += [publish.write(folder, f"{base}/{kind}.parquet", kind, table) for kind, table in tables.items()]
+    near_duplicates = {"near_duplicate_groups": pc.count_distinct(tables["near_duplicates"]["group"]).as_py()}
+    told = {
+        "listing": digest(listing.photographs),
+        "counts": found.counts(listing.photographs.num_rows, listing.ignored) | near_duplicates,
+        "core_seconds": found.core_seconds,
         "label_conflicts": _label_conflicts(faces),
     }
-    return publish.publish(folder, generation, files, about)
+    erased = {name: value for name, value in publish.current(folder).items() if name == "erased"}
+    return publish.publish(folder, generation, files, about | told | erased)
 
 
-def _metadata(parts: list[str], photographs: pa.Table) -> list[Row]:
-    """Rows of all parts without images, in source order, each with where it lies."""
-    columns = [name for name in schema.ALIGNED.names if name not in ("image", "box", "landmarks", "blur")]
-    listed = set(zip(photographs["source_uri"].to_pylist(), photographs["identity"].to_pylist(), strict=True))
-    rows = []
-    for number, uri in enumerate(parts):
-        for row, values in enumerate(storage.read_table(uri, columns).to_pylist()):
-            if (values["source_uri"], values["identity"]) in listed:
-                rows.append({**values, "where": (number, row)})
-    rows.sort(key=lambda row: (row["source_uri"], row["identity"] or "", row["where"]))
-    return rows
+@dataclass(frozen=True)
+class Layout:
+    """Where each face goes."""
 
-
-def _without_duplicates(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Faces and rejects; the same bytes and identity again is a duplicate of the first by URI."""
-    first: dict[tuple[str, str | None], str] = {}
-    faces: list[Row] = []
-    rejects: list[Row] = []
-    seen: set[str] = set()
-    for row in rows:
-        key = (row["source_hash"], row["identity"])
-        original = first.setdefault(key, row["source_uri"]) if row["source_hash"] else row["source_uri"]
-        if original != row["source_uri"]:
-            if row["source_uri"] not in seen:
-                rejects.append(
-                    {**row, "level": "image", "reason": "duplicate", "detail": f"same bytes as {original}"}
-                )
-            seen.add(row["source_uri"])
-        else:
-            (faces if row["reason"] is None else rejects).append(row)
-    return faces, rejects
-
-
-def _account_for_all(listed: int, faces: list[Row], rejects: list[Row]) -> None:
-    used = len({(row["source_uri"], row["identity"]) for row in faces})
-    lost = sum(row["level"] == "image" for row in rejects)
-    if used + lost != listed:
-        raise DatasetError(
-            f"{listed} photographs in, {used} with faces and {lost} rejected: a part is damaged or was removed"
-        )
-
-
-def _chunks(faces: list[Row], seed: int) -> list[Chunk]:
-    """Chunks of one identity in seeded shuffled order; within an identity, faces are shuffled too."""
-    by_identity: dict[str, list[Row]] = {}
-    for row in faces:
-        by_identity.setdefault(row["identity"] or "", []).append(row)
-    chunks = []
-    for identity, rows in by_identity.items():
-        order = seeding.generator("layout", seed, identity).permutation(len(rows))
-        whole = max(1, len(rows) // CHUNK)
-        chunks += [
-            [rows[i] for i in order[n * CHUNK : (n + 1) * CHUNK if n + 1 < whole else None]]
-            for n in range(whole)
-        ]
-    return [chunks[i] for i in seeding.generator("chunks", seed).permutation(len(chunks))]
-
-
-def _filled(chunks: list[Chunk], size: int) -> Iterator[list[Chunk]]:
-    """Consecutive chunks that together hold ``size`` rows or just more; the last ones may hold fewer."""
-    group: list[Chunk] = []
-    for chunk in chunks:
-        group.append(chunk)
-        if sum(map(len, group)) >= size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _gather(parts: list[str], where: list[Where]) -> pa.Table:
-    """schema.FACES rows in the order asked for; each part is read once."""
-    tables, position = [], np.empty(len(where), np.int64)
-    filled = 0
-    for part in sorted({number for number, _ in where}):
-        at = [i for i, (number, _) in enumerate(where) if number == part]
-        tables.append(
-            storage.read_table(parts[part], schema.FACES.names).take(pa.array([where[i][1] for i in at]))
-        )
-        position[at] = np.arange(filled, filled + len(at))
-        filled += len(at)
-    return pa.concat_tables(tables).take(pa.array(position)).cast(schema.FACES)
-
-
-def _spans(path: str, row_groups: list[list[Chunk]]) -> Iterator[Row]:
+    order: I64
+    """Faces, by their number, in the order of the shards."""
+    groups: I64
+    """Row group of each, numbered from 0 through all shards."""
+    index: pa.Table
     """schema.INDEX rows: one a chunk."""
-    for number, group in enumerate(row_groups):
-        first = 0
-        for chunk in group:
-            yield {
-                "identity": chunk[0]["identity"],
-                "file": path,
-                "row_group": number,
-                "first_row": first,
-                "rows": len(chunk),
-            }
-            first += len(chunk)
+
+    def plan(self, faces: pa.Table) -> list[pa.Table]:
+        """One table a shard: its faces in order, by ``part`` and ``row``, and the ``row_group`` of each."""
+        columns = {name: faces[name].to_numpy()[self.order] for name in ("part", "row")}
+        table = pa.table({**columns, "row_group": self.groups})
+        ends = np.flatnonzero(np.diff(self.groups // SHARD)) + 1
+        return [table.slice(at, end - at) for at, end in pairwise([0, *ends.tolist(), table.num_rows])]
 
 
-def _label_conflicts(faces: list[Row]) -> list[Row]:
-    """The same bytes under two identities: one label is wrong, and only the user can say which."""
-    table = pa.table(
-        {"hash": [row["source_hash"] for row in faces], "identity": [row["identity"] or "" for row in faces]}
-    )
-    groups = table.group_by("hash").aggregate([("identity", "distinct")]).to_pylist()
-    return [
-        {"source_hash": g["hash"], "identities": sorted(g["identity_distinct"])}
-        for g in groups
-        if len(g["identity_distinct"]) > 1
-    ]
-
-
-def _counts(listing: Listing, faces: list[Row], rejects: list[Row]) -> dict[str, Any]:
-    return {
-        "photographs": listing.photographs.num_rows,
-        "ignored_files": listing.ignored,
-        "photographs_with_faces": len({(row["source_uri"], row["identity"]) for row in faces}),
-        "faces": len(faces),
-        "identities": len({row["identity"] for row in faces}),
-        "image_rejects": dict(Counter(row["reason"] for row in rejects if row["level"] == "image")),
-        "face_rejects": dict(Counter(row["reason"] for row in rejects if row["level"] == "face")),
+def _lay_out(identities: pa.ChunkedArray, base: str, seed: int) -> Layout:
+    """Chunks of one identity in seeded shuffled order; within an identity, faces are shuffled too."""
+    codes, names = numbered(identities)
+    order, faces = np.argsort(codes, kind="stable"), np.bincount(codes)
+    for name, end, size in zip(names.to_pylist(), np.cumsum(faces), faces, strict=True):
+        shuffled = seeding.generator("layout", seed, name or "").permutation(size)
+        order[end - size : end] = order[end - size : end][shuffled]
+    whole = np.maximum(1, faces // CHUNK)
+    sizes = np.full(whole.sum(), CHUNK)
+    sizes[np.cumsum(whole) - 1] = faces - (whole - 1) * CHUNK
+    chunks = seeding.generator("chunks", seed).permutation(len(sizes))
+    firsts, sizes = (np.cumsum(sizes) - sizes)[chunks], sizes[chunks]
+    starts = np.cumsum(sizes) - sizes  # of each chunk, in the shards' order
+    groups, first_rows = row_groups(sizes)
+    files = [_shard(base, number) for number in range(groups[-1] // SHARD + 1)]
+    index = {
+        "identity": names.take(pa.array(np.repeat(np.arange(len(whole)), whole)[chunks])),
+        "file": pa.array(files).take(pa.array(groups // SHARD)),
+        "row_group": groups % SHARD,
+        "first_row": first_rows,
+        "rows": sizes,
     }
+    return Layout(
+        order[np.repeat(firsts - starts, sizes) + np.arange(len(order))],
+        np.repeat(groups, sizes),
+        pa.table(index).cast(schema.INDEX),
+    )
+
+
+def row_groups(chunks: I64) -> tuple[I64, I64]:
+    """Row group of each chunk, by their sizes, and its first row there.
+
+    A row group takes chunks until they hold ROW_GROUP rows or just more; the last one may hold fewer.
+    """
+    ends = np.cumsum(chunks)
+    last, filled = [], 0
+    while filled < ends[-1]:
+        last.append(int(np.searchsorted(ends, min(filled + ROW_GROUP, ends[-1]))))
+        filled = ends[last[-1]]
+    groups = np.searchsorted(last, np.arange(len(chunks)))
+    starts = ends - chunks
+    return groups, starts - starts[np.searchsorted(groups, groups)]
+
+
+def _shard(base: str, number: int) -> str:
+    return f"{base}/faces-{number:05d}.parquet"
+
+
+def _write_shards(folder: str, base: str, plan: list[pa.Table], parts: list[str]) -> list[dict[str, Any]]:
+    """Write the shards, each by one task; gives their entries of the manifest, in order."""
+    written = on_whole_blocks(plan).map_batches(
+        _write_shard,  # type: ignore[arg-type]  # Ray's stub has no fn_args in it
+        fn_args=(folder, base, parts),
+        batch_size=None,
+        batch_format="pyarrow",
+    )
+    entries = []
+    for entry in written.iter_rows():
+        entries.append(entry)
+        print(f"align: {len(entries)}/{len(plan)} shards written", flush=True)
+    return sorted(entries, key=lambda entry: str(entry["path"]))
+
+
+def _write_shard(plan: pa.Table, folder: str, base: str, parts: list[str]) -> pa.Table:
+    """Gather a shard's faces from the parts and write it; gives its entry of the manifest."""
+    groups, sizes = np.unique(plan["row_group"], return_counts=True)
+    path = _shard(base, groups[0] // SHARD)
+    table = storage.gather(parts, plan["part"].to_numpy(), plan["row"].to_numpy(), schema.FACES.names)
+    entry = publish.write(folder, path, "faces", table.cast(schema.FACES), row_groups=sizes.tolist())
+    return pa.table({name: [value] for name, value in entry.items()})
+
+
+def _near_duplicates(faces: pa.Table) -> pa.Table:
+    """schema.NEAR_DUPLICATES rows, group by group."""
+    groups = near_duplicates(faces["phash"].to_numpy())
+    rows = np.argsort(groups, kind="stable")
+    rows = rows[np.bincount(groups)[groups[rows]] > 1]
+    numbers = np.unique(groups[rows], return_inverse=True)[1]
+    return pa.table([faces["face_id"].take(rows), numbers], schema=schema.NEAR_DUPLICATES)
+
+
+def _label_conflicts(faces: pa.Table) -> list[dict[str, Any]]:
+    """The same bytes under two identities: one label is wrong, and only the user can say which."""
+    table = pa.table({"hash": faces["source_hash"], "identity": faces["identity"].fill_null("")})
+    groups = table.group_by("hash").aggregate([("identity", "distinct")])
+    groups = groups.filter(pc.greater(pc.list_value_length(groups["identity_distinct"]), 1))
+    return [
+        {"source_hash": group["hash"], "identities": sorted(group["identity_distinct"])}
+        for group in groups.to_pylist()
+    ]

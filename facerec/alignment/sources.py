@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
-import boto3
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from facerec import schema, storage
+from facerec import s3, schema, storage
 from facerec.errors import SourceError
+from facerec.photographs import in_order
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -38,6 +40,14 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 
+AS_TEXT = pa.csv.ConvertOptions(
+    column_types={"uri": pa.string(), "identity": pa.string()}, strings_can_be_null=True, null_values=[""]
+)
+"""An identity of 007 is no number, and an empty one is none."""
+
+BATCH = 65_536
+"""Files that are Python strings at once while a folder is listed."""
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -52,10 +62,9 @@ class Listing:
 def list_photographs(source: str) -> Listing:
     """List a folder or a CSV/Parquet manifest with columns ``uri, identity``; raises SourceError."""
     source = storage.absolute(source)
-    if source.lower().endswith((".csv", ".parquet")):
-        listing = _from_manifest(source)
-    else:
-        listing = _from_folder(source)
+    is_manifest = source.lower().endswith((".csv", ".parquet"))
+    s3.require(source.rsplit("/", 1)[0] if is_manifest else source)
+    listing = _from_manifest(source) if is_manifest else _from_folder(source)
     if not listing.photographs.num_rows:
         raise SourceError(
             f"{source} holds no photographs ({listing.ignored} other files); point --source at a folder per person or a manifest"
@@ -65,23 +74,23 @@ def list_photographs(source: str) -> Listing:
 
 def require_trainable(photographs: pa.Table, source: str) -> None:
     """Raise SourceError where nothing could be learnt: one identity only, or nobody with two photographs."""
-    counts = photographs.group_by("identity").aggregate([("source_uri", "count")])
-    people = [row for row in counts.to_pylist() if row["identity"] is not None]
-    if len(people) < 2:
+    named = photographs.filter(pc.is_valid(photographs["identity"]))
+    people = named.group_by("identity").aggregate([("source_uri", "count")])
+    if people.num_rows < 2:
         raise SourceError(
-            f"{source} holds {len(people)} identity; at least 2 are needed: one folder a person below --source"
+            f"{source} holds {people.num_rows} identity; at least 2 are needed: one folder a person below --source"
         )
-    most = max(row["source_uri_count"] for row in people)
-    if most < 2:
+    if pc.max(people["source_uri_count"]).as_py() < 2:
         raise SourceError(
-            f"{source} holds one photograph of each of {len(people)} identities; a triplet needs 2 of one person (--source)"
+            f"{source} holds one photograph of each of {people.num_rows} identities; a triplet needs 2 of one person (--source)"
         )
 
 
 def _from_manifest(uri: str) -> Listing:
     try:
-        with storage.open_input(uri) as file:
-            table = pa.csv.read_csv(file) if uri.lower().endswith(".csv") else pq.read_table(file)
+        with s3.refusals(uri), storage.open_input(uri) as file:
+            csv = uri.lower().endswith(".csv")
+            table = pa.csv.read_csv(file, convert_options=AS_TEXT) if csv else pq.read_table(file)
     except FileNotFoundError:
         raise SourceError(f"{uri} does not exist; point --source at a folder or a manifest") from None
     except pa.ArrowInvalid as error:
@@ -90,14 +99,17 @@ def _from_manifest(uri: str) -> Listing:
         raise SourceError(
             f"{uri} has columns {', '.join(table.column_names)}; a manifest needs uri and identity (missing: {', '.join(sorted(missing))})"
         )
-    root = uri.rsplit("/", 1)[0]
-    uris = [_below(root, str(value)) for value in table["uri"].to_pylist()]
-    names = [None if value is None else str(value) for value in table["identity"].to_pylist()]
-    return _listing(list(dict.fromkeys(zip(uris, names, strict=True))), ignored=0)
-
-
-def _below(root: str, uri: str) -> str:
-    return uri if storage.is_s3(uri) or os.path.isabs(uri) else storage.join(root, uri)
+    uris, names = (table[name].cast(pa.string()) for name in ("uri", "identity"))
+    if uris.null_count:
+        raise SourceError(f"{uri} has {uris.null_count} rows without uri; every photograph needs one")
+    for address in pc.unique(
+        pc.list_element(pc.split_pattern(uris.filter(pc.starts_with(uris, "s3://")), "/"), 2)
+    ).to_pylist():
+        s3.bucket_and_key(f"s3://{address}/")  # refuses credentials, which would go into every row
+    whole = pc.match_substring_regex(uris, "^(s3:/)?/")
+    below = pc.binary_join_element_wise(uri.rsplit("/", 1)[0], uris, "/")
+    photographs = pa.table([pc.if_else(whole, uris, below), names], schema=schema.PHOTOGRAPHS)
+    return _listing(photographs.group_by(schema.PHOTOGRAPHS.names).aggregate([]), ignored=0)
 
 
 def _from_folder(root: str) -> Listing:
@@ -106,40 +118,60 @@ def _from_folder(root: str) -> Listing:
         raise SourceError(
             f"{root} {found}; point --source at a folder per person or a .csv/.parquet manifest"
         )
-    ignored, rows = 0, []
-    for relative in _walk_s3(root) if storage.is_s3(root) else _walk(root):
-        parts = relative.split("/")
-        hidden = any(part.startswith(".") for part in parts)
-        if hidden or os.path.splitext(relative)[1].lower() not in IMAGE_SUFFIXES:
-            ignored += 1
-        else:
-            rows.append((storage.join(root, relative), parts[0] if len(parts) > 1 else None))
-    return _listing(rows, ignored)
+    return _from_files(root, _walk_s3(root) if storage.is_s3(root) else _walk(root))
+
+
+def _from_files(root: str, files: Iterator[str]) -> Listing:
+    """The images among files below the root; a million of them are never a million Python objects at once."""
+    ignored, batches = 0, [schema.PHOTOGRAPHS.empty_table()]
+    while some := list(islice(files, BATCH)):
+        images = [name for name in some if _is_image(name)]
+        ignored += len(some) - len(images)
+        identities = [name.split("/", 1)[0] if "/" in name else None for name in images]
+        uris = [storage.join(root, name) for name in images]
+        batches.append(pa.table([uris, identities], schema=schema.PHOTOGRAPHS))
+    return _listing(pa.concat_tables(batches), ignored)
+
+
+def _is_image(relative: str) -> bool:
+    hidden = any(part.startswith(".") for part in relative.split("/"))
+    return not hidden and os.path.splitext(relative)[1].lower() in IMAGE_SUFFIXES
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Relative paths of all files; folders behind links are followed once, so a loop of links ends."""
+    """Relative paths of all files; folders behind links are followed once, so a loop of links ends.
+
+    A name that is no UTF-8, which no Arrow string can hold, comes escaped: it cannot be read, but is counted.
+    """
     seen = {os.path.realpath(root)}
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in sorted(folders)}
         folders[:] = [name for name, path in real.items() if path not in seen and not seen.add(path)]  # type: ignore[func-returns-value]
+        below = os.path.relpath(folder, root)
         for name in files:
-            yield os.path.relpath(os.path.join(folder, name), root)
+            path = name if below == "." else f"{below}/{name}"
+            yield os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(
+        f"{error.filename!r} cannot be listed ({error.strerror}); make it readable or move it out of --source"
+    )
 
 
 def _walk_s3(root: str) -> Iterator[str]:
-    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    """Keys below the root, a thousand a request. boto3 gives them as they are; Arrow would not (line ends)."""
+    bucket, prefix = s3.bucket_and_key(root)
     prefix = prefix and prefix + "/"
-    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    for page in pages:
-        for entry in page.get("Contents", []):
-            if not entry["Key"].endswith("/"):
-                yield entry["Key"].removeprefix(prefix)
+    with s3.refusals(root):
+        pages = s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        for page in pages:
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):
+                    yield entry["Key"].removeprefix(prefix)
 
 
-def _listing(rows: list[tuple[str, str | None]], ignored: int) -> Listing:
-    rows.sort(key=lambda row: (row[0], row[1] or ""))
-    columns = [[row[0] for row in rows], [row[1] for row in rows]]
-    return Listing(
-        pa.table([pa.array(column, pa.string()) for column in columns], schema=schema.PHOTOGRAPHS), ignored
-    )
+def _listing(photographs: pa.Table, ignored: int) -> Listing:
+    ordered = in_order(photographs)
+    pa.default_memory_pool().release_unused()  # more than what the listing holds
+    return Listing(ordered, ignored)

@@ -1,182 +1,185 @@
-"""The embedding stage: faces in, unit vectors out, as one Ray Data stage over parts.
+"""The embedding stage over published faces: faces in, unit vectors out, as Ray Data over parts.
 
-A part is one shard of faces and one atomic file of vectors; a run killed anywhere skips the parts that exist.
+A part is some hundred faces of one shard, and one atomic file of vectors, which its actor reads, embeds and writes: a
+stage of its own for reading or writing would keep a core of a small cluster. Finished parts are known by the faces that
+they hold, so a run killed anywhere goes on, and a later generation of the faces costs only its new ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
-import ray.data
-import torch
+import pyarrow.compute as pc
 
-from facerec import publish, schema, storage
-from facerec.errors import ConfigError
-from facerec.models.format import load_model, read_card
-from facerec.models.images import decode_jpeg, to_input
-from facerec.session import cores
+from facerec import lock, nodes, publish, schema, storage
+from facerec.embedding.config import EmbedConfig
+from facerec.embedding.embedder import (
+    RowEmbedder,
+    Stamp,
+    about,
+    checked_card,
+    claimed,
+    how,
+    pool,
+)
+from facerec.errors import DatasetError
+from facerec.session import on_whole_blocks
 
 COLUMNS = ["face_id", "identity", "image", "source_uri", "phash", "box", "confidence"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
-    """Faces and a model to embeddings."""
-
-    faces: str = "faces"
-    """Folder of aligned faces, as jobs/align.py leaves it."""
-    model: str = "run/model"
-    """Folder of the model: run/model, or run/untrained for the control."""
-    out: str = "embeddings"
-    """Where the vectors go; the same command again goes on."""
-    batch_size: int = 64
-    """Faces a forward pass."""
-    actors: int = 0
-    """Embedding actors, one core or GPU each; 0 takes all the cluster's cores."""
-    gpu: bool = False
-    """One GPU an actor instead of one core."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.actors < 0:
-            raise ConfigError(
-                f"batch_size is {self.batch_size} and actors {self.actors}; need --batch_size >= 1 and --actors >= 0"
-            )
-
-
-def embed(
-    faces: ray.data.Dataset, config: EmbedConfig, about: dict[str, Any], actors: int
-) -> ray.data.Dataset:
-    """schema.FACES rows (COLUMNS of them) to schema.EMBEDDINGS rows, every row, in order.
-
-    ``about`` is stamped on each row: model_id, preprocessing_id, faces_generation.
-    """
-    return faces.map_batches(
-        FaceEmbedder,
-        fn_constructor_args=(storage.absolute(config.model), config.batch_size, config.gpu, about),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-        num_cpus=1,
-        num_gpus=1 if config.gpu else None,
-    )
+PART = 512
+"""Faces a part, the unit of work that a kill can lose."""
 
 
 def embed_faces(config: EmbedConfig) -> publish.Dataset:
-    """Embed the shards that are not embedded yet and publish. Raises before any work where things do not fit."""
+    """Embed the faces that are not embedded yet and publish. Raises before any work where things do not fit."""
     faces = publish.open_dataset(config.faces, "jobs/align.py")
-    card = read_card(storage.absolute(config.model))
-    schema.require_same_preprocessing(
-        card.preprocessing, faces.preprocessing, f"the model {config.model}", f"the faces {config.faces}"
-    )
+    card = checked_card(config, faces.preprocessing, f"the faces {config.faces}")
     out = storage.absolute(config.out)
-    about = {
-        "model_id": card.model_id,
-        "preprocessing_id": schema.Preprocessing(**card.preprocessing).id,
-        "faces_generation": faces.generation,
-    }
     with publish.exclusive(out, "--out"):
-        publish.claim(out, {**about, "faces_digest": faces.digest}, "--out")
-        if storage.exists(storage.join(out, "manifest.json")):
+        config = claimed(out, config, card, {"faces": faces.folder})
+        nodes.require_shared(out, faces.folder, storage.absolute(config.model))
+        if publish.current(out).get("faces_digest") == faces.digest:
             print(f"embed: {config.out}: finished already", flush=True)
             return publish.open_dataset(out, "jobs/embed.py")
-        _embed_shards(faces, out, config, about)
-        return _publish(faces, out, about)
-
-
-def _embed_shards(faces: publish.Dataset, out: str, config: EmbedConfig, about: dict[str, Any]) -> None:
-    missing = [uri for uri in faces.uris("faces") if not storage.exists(_part(out, uri))]
-    if not missing:
-        return
-    ray.data.DataContext.get_current().target_max_block_size = None  # a block is a part, and is never cut
-    blocks = [pa.table({"shard": [uri]}) for uri in missing]
-    shards = ray.data.from_arrow(blocks).map_batches(_read_shard, batch_size=None, batch_format="pyarrow")
-    vectors = embed(shards, config, about, min(config.actors or cores(), len(missing)))
-    for done, row in enumerate(
-        vectors.map_batches(
-            _write_part,  # type: ignore[arg-type]  # Ray's stub has no fn_args in it
-            fn_args=(out,),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=0.01,
-        ).iter_rows(),
-        start=1,
-    ):
-        print(f"embed: {done}/{len(missing)} shards, {row['faces']} faces in the last", flush=True)
-
-
-def _part(out: str, shard: str) -> str:
-    return storage.join(out, "parts", shard.rsplit("/", 1)[1])
-
-
-def _read_shard(listed: pa.Table) -> pa.Table:
-    shard = listed["shard"][0].as_py()
-    rows = storage.read_table(shard, COLUMNS)
-    return rows.append_column("shard", pa.array([shard] * rows.num_rows))
-
-
-def _write_part(rows: pa.Table, out: str) -> pa.Table:
-    storage.write_table(
-        _part(out, rows["shard"][0].as_py()), rows.drop_columns(["shard"]).cast(schema.EMBEDDINGS)
-    )
-    return pa.table({"faces": [rows.num_rows]})
-
-
-def _publish(faces: publish.Dataset, out: str, about: dict[str, Any]) -> publish.Dataset:
-    files = []
-    for number, shard in enumerate(faces.uris("faces")):
-        table, path = (
-            storage.read_table(_part(out, shard)),
-            f"generations/0001/embeddings-{number:05d}.parquet",
-        )
-        storage.write_table(storage.join(out, path), table)
-        files.append(publish.describe(out, path, "embeddings", table.num_rows))
-    count = sum(file["rows"] for file in files)
-    described = {
-        **about,
-        "faces_digest": faces.digest,
-        "preprocessing": faces.preprocessing,
-        "counts": {"faces": count},
-    }
-    return publish.publish(out, 1, files, described)
-
-
-class FaceEmbedder:
-    """The actor: a network that lives as long as the pool. One thread an actor."""
-
-    def __init__(self, model: str, batch_size: int, gpu: bool, about: dict[str, Any]) -> None:
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        self._device = torch.device("cuda" if gpu else "cpu")
-        network, card = load_model(model)
-        self._network, self._side = network.to(self._device), card.config.side
-        self._batch_size, self._about = batch_size, about
-
-    def __call__(self, faces: pa.Table) -> pa.Table:
-        """One vector a row, in order; other columns pass through."""
-        encoded = faces["image"].to_pylist()
-        vectors = [
-            self._embed([image["bytes"] for image in encoded[at : at + self._batch_size]])
-            for at in range(0, len(encoded), self._batch_size)
+        shards = _face_ids(faces)
+        held = Held.read(publish.parts(out))
+        missing = [
+            pa.table({"shard": [uri] * len(rows), "row": rows})
+            for uri, ids in shards.items()
+            for rows in _cut(np.flatnonzero(~held.holds(ids)))
         ]
-        flat = pa.array(np.concatenate(vectors).ravel(), pa.float32())
-        rows = faces.drop_columns(["image"])
-        rows = rows.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, schema.EMBEDDING_DIM))
-        for name, value in self._about.items():
-            rows = rows.append_column(
-                name, pa.array([value] * rows.num_rows, schema.EMBEDDINGS.field(name).type)
+        stamp = Stamp(
+            model_id=card.model_id,
+            preprocessing_id=card.preprocessing_id,
+            faces_generation=faces.generation,
+        )
+        done, total = 0, sum(part.num_rows for part in missing)
+        print(f"embed: {faces.manifest['counts']['faces']} faces, {total} to embed", flush=True)
+        with nodes.NodeSeconds() as spent:
+            for part in _written(out, missing, config, stamp):
+                lock.require_held(out)
+                done += part["faces"]
+                print(f"embed: {done}/{total} faces", flush=True)
+        if total:
+            print(f"embed: {spent.of(total, 'faces')}", flush=True)
+        return _publish(out, faces, shards, about(config, card))
+
+
+def plan_faces(config: EmbedConfig) -> dict[str, object]:
+    """What embed_faces would do, for people; raises what it would, and writes nothing."""
+    faces = publish.open_dataset(config.faces, "jobs/align.py")
+    card = checked_card(config, faces.preprocessing, f"the faces {config.faces}")
+    out = storage.absolute(config.out)
+    config = claimed(out, config, card, {"faces": faces.folder}, dry=True)
+    held = Held.read(publish.parts(out))
+    missing = sum(int((~held.holds(ids)).sum()) for ids in _face_ids(faces).values())
+    return {
+        "faces": f"{faces.manifest['counts']['faces']:,} in {config.faces}, generation {faces.generation}",
+        "to embed": f"{missing:,} faces in parts of up to {PART}",
+        **how(config, card),
+    }
+
+
+def _face_ids(faces: publish.Dataset) -> dict[str, pa.ChunkedArray]:
+    """The faces of each shard, in order."""
+    uris = faces.uris("faces")
+    tables = (table for some in storage.read_tables(uris, ["face_id"]) for table in some)
+    return {uri: table["face_id"] for uri, table in zip(uris, tables, strict=True)}
+
+
+def _cut(rows: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
+    for at in range(0, len(rows), PART):
+        yield rows[at : at + PART]
+
+
+class Held:
+    """The faces that finished parts hold, where each lies, and what the parts took."""
+
+    def __init__(self, parts: list[str], tables: list[pa.Table]) -> None:
+        self._parts = parts
+        none = pa.chunked_array([], pa.string())
+        self._ids = pa.chunked_array(
+            [chunk for table in tables for chunk in table["face_id"].chunks] or none.chunks, pa.string()
+        )
+        sizes = [table.num_rows for table in tables]
+        self._part = np.repeat(np.arange(len(parts)), sizes)
+        self._row = np.concatenate([np.zeros(0, np.int64), *(np.arange(size) for size in sizes)])
+        self.core_seconds = sum(map(publish.core_seconds, tables))
+
+    @classmethod
+    def read(cls, parts: list[str]) -> Held:
+        """Of these parts."""
+        return cls(parts, [table for some in storage.read_tables(parts, ["face_id"]) for table in some])
+
+    def holds(self, ids: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether there is a vector of each face."""
+        return np.asarray(pc.is_in(ids, value_set=self._ids), bool)
+
+    def gather(self, ids: pa.ChunkedArray) -> pa.Table:
+        """schema.EMBEDDINGS rows of these faces, in order; raises DatasetError where one is missing."""
+        place = pc.index_in(ids, value_set=self._ids)
+        if place.null_count:
+            raise DatasetError(
+                f"{place.null_count} of {len(ids)} faces are in no part: a part was removed meanwhile; the same command makes them"
             )
-        return rows.select(
-            [*schema.EMBEDDINGS.names, *(name for name in rows.column_names if name == "shard")]
+        at = place.to_numpy()
+        return storage.gather(self._parts, self._part[at], self._row[at], schema.EMBEDDINGS.names)
+
+
+def _written(out: str, parts: list[pa.Table], config: EmbedConfig, stamp: Stamp) -> Iterator[dict[str, Any]]:
+    """Embed and write part by part; yields the counts of each as it is finished."""
+    if not parts:
+        return
+    written = on_whole_blocks(parts).map_batches(
+        ShardEmbedder,
+        fn_constructor_args=(config, stamp, storage.join(out, "parts")),
+        **pool(config, len(parts)),
+    )
+    yield from written.iter_rows()
+
+
+class ShardEmbedder:
+    """The job's actor: reads a part's faces, embeds them and writes the vectors."""
+
+    def __init__(self, config: EmbedConfig, stamp: Stamp, folder: str) -> None:
+        self._embed, self._folder = RowEmbedder(config, stamp), folder
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        """Rows of one shard, by its URI (``shard``) and their numbers (``row``), to one row of counts."""
+        began = time.monotonic()
+        faces = storage.read_rows(part["shard"][0].as_py(), part["row"].to_numpy(), COLUMNS)
+        return publish.write_part(
+            self._folder,
+            faces.select([*schema.PHOTOGRAPHS.names, "face_id"]),
+            lambda: self._embed(faces).select(schema.EMBEDDINGS.names).cast(schema.EMBEDDINGS),
+            before_s=time.monotonic() - began,
         )
 
-    @torch.inference_mode()
-    def _embed(self, encoded: list[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        images = np.stack([decode_jpeg(data) for data in encoded])
-        vectors: np.ndarray[Any, np.dtype[np.float32]] = (
-            self._network(to_input(images, self._side).to(self._device)).float().cpu().numpy()
-        )
-        return vectors
+
+def _publish(
+    out: str, faces: publish.Dataset, shards: dict[str, pa.ChunkedArray], told: dict[str, Any]
+) -> publish.Dataset:
+    """One file a shard, of its faces in its order."""
+    generation, base = publish.next_generation(out)
+    held = Held.read(publish.parts(out))
+    column = schema.EMBEDDINGS.get_field_index("faces_generation")
+    files = []
+    for number, ids in enumerate(shards.values()):
+        rows = held.gather(ids)
+        made_of = pa.array(
+            [faces.generation] * rows.num_rows, pa.int32()
+        )  # older parts name the one they saw
+        rows = rows.set_column(column, "faces_generation", made_of).cast(schema.EMBEDDINGS)
+        files.append(publish.write(out, f"{base}/embeddings-{number:05d}.parquet", "embeddings", rows))
+    described = {
+        **told,
+        "faces_generation": faces.generation,
+        "faces_digest": faces.digest,
+        "core_seconds": held.core_seconds,
+        "counts": {"faces": sum(file["rows"] for file in files)},
+    }
+    return publish.publish(out, generation, files, described)

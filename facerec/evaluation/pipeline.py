@@ -1,192 +1,187 @@
-"""The evaluation stage: the trained network, the untrained one and bare pixels, on the same people and halves."""
+"""The evaluation stage: the trained network, the untrained one and bare pixels, on the same people, halves and pairs.
+
+Each part of each representation is a Ray task; report.json says beside its numbers which data chose every threshold.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-import cv2
 import numpy as np
 import ray
-import skops.io
-from numpy.typing import NDArray
 
 import facerec
-from facerec import publish, scores, storage
-from facerec.errors import MismatchError, SourceError
-from facerec.evaluation.identification import Halves, halves, identify
-from facerec.models.format import read_card
-from facerec.models.images import decode_jpeg
+from facerec import storage
+from facerec.errors import SourceError
+from facerec.evaluation import clustering, identification, leakage
+from facerec.evaluation.config import EvaluateConfig
+from facerec.evaluation.gallery import (
+    Cast,
+    Faces,
+    Inputs,
+    load,
+    names_of,
+    open_inputs,
+    read_seen,
+    vectors_of,
+)
+from facerec.evaluation.identification import Enrolment, enrol
+from facerec.evaluation.leakage import Seen, photographs_of_people
+from facerec.evaluation.pairs import Pairs, all_pairs, given_pairs, hardest, locate, read_pairs
+from facerec.evaluation.verification import verify
+from facerec.session import cores
+from facerec.svm import save_svm
 
-PIXELS = 16
-"""Side of the pixel control: what a face is without any network."""
-FALSE_ACCEPT_RATE = 0.01
-MAX_PAIR_FACES = 4000
-"""Verification looks at all pairs of at most so many faces (8 million pairs, 60 MB)."""
-
-Strings = NDArray[np.str_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Embeddings to numbers, on people that the run never saw."""
-
-    run: str = "run"
-    """Folder of the training run: it says who was never seen."""
-    faces: str = "faces"
-    """Folder of the aligned faces, for the pixel control."""
-    embeddings: str = "embeddings"
-    """Vectors of the trained network."""
-    control: str = "untrained"
-    """Vectors of the untrained network."""
-    out: str = "report.json"
-    """Where the numbers go; the fitted SVM goes beside them."""
-    seed: int = 0
-    """Decides the two halves of each person's photographs."""
-
-
-@dataclass(frozen=True)
-class Unseen:
-    """The faces that are scored, in one order for all representations."""
-
-    vectors: dict[str, NDArray[np.float32]]
-    """trained, untrained, pixels: each [n, d]."""
-    identities: Strings
-    hashes: NDArray[np.int64]
+FORMAT = 3
+"""Of report.json; report.schema.json describes it."""
+CHOSEN_ON = {
+    "svm": "cross-validation within the training half of the photographs",
+    "svm_temperature": "held-out folds of the training half of the photographs",
+    "rejection_thresholds": "for each fold of people and strangers, the people and strangers of the other folds",
+    "accuracy_thresholds": "for each fold of pairs, the pairs of the other folds",
+    "true_accept_thresholds": "the impostor pairs that are reported: a point of their ROC, not a forecast",
+}
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score, write report.json and the SVM, and give the report. Raises before work where things do not belong together."""
-    faces = publish.open_dataset(config.faces, "jobs/align.py")
-    trained = publish.open_dataset(config.embeddings, "jobs/embed.py")
-    control = publish.open_dataset(config.control, "jobs/embed.py")
-    run = storage.read_json(_run_file(config.run))
-    _require_one_origin(config, faces, trained, control)
-    unseen = _load(faces, trained, control, set(run["split"]["unseen"]))
-    sides = halves(unseen.identities, unseen.hashes, config.seed)
-    people = sorted(set(unseen.identities[sides.train].tolist()))
+    """Score, write report.json (and the SVM), and give the report. Raises before work where things do not belong together."""
+    inputs = open_inputs(config)
+    seen = read_seen(config, inputs)
+    scored = _given_pairs(config, inputs, seen) if config.pairs else _people(config, inputs, seen)
+    report = {
+        "format": FORMAT,
+        "config": asdict(config),
+        "run": inputs.run,
+        "embeddings": {name: dataset.manifest["model_id"] for name, dataset in inputs.datasets.items()},
+        "alignment": inputs.faces.manifest["counts"] if inputs.faces else None,
+        "label_conflicts": len(inputs.faces.manifest["label_conflicts"]) if inputs.faces else None,
+        "versions": _versions(),
+        **scored,
+    }
+    storage.write_json(config.out, report)
+    return report
+
+
+def _people(config: EvaluateConfig, inputs: Inputs, seen: Seen | None) -> dict[str, Any]:
+    """Identification, verification and clustering of a run's unseen people, or of everybody."""
+    faces, cast, leaks = load(config, inputs, seen)
+    scored = faces.of(cast.scored)
+    photographs = photographs_of_people(scored.identities, scored.hashes)
+    enrolled = enrol(scored.identities, photographs, config, leaks.people if leaks else set())
+    people = sorted(set(enrolled.identities[enrolled.train].tolist()))
     if len(people) < 2:
         raise SourceError(
             f"{len(people)} unseen people have two different photographs; at least 2 are needed to tell apart "
             f"(more people in the source, or --split.unseen in training)"
         )
-    tasks = {
-        name: _score.remote(vectors, unseen, sides, config.seed) for name, vectors in unseen.vectors.items()
-    }
-    scored = {name: ray.get(task) for name, task in tasks.items()}
-    report = {
-        "headline": {name: scored[name][0]["accuracy"] for name in scored},
-        "identification": {name: scored[name][0] for name in scored},
-        "verification": {name: scored[name][1] for name in scored},
-        "alignment": faces.manifest["counts"],
-        "label_conflicts": len(faces.manifest["label_conflicts"]),
+    results = _all_tasks(config, faces, scored, cast, enrolled)
+    svm = storage.join(storage.absolute(config.out).rsplit("/", 1)[0], "svm.skops")
+    models = {name: scores["identification"].pop("skops") for name, scores in results.items()}
+    storage.write_bytes(svm, models["trained"])
+    parts = ("identification", "verification", "clustering")
+    return {
+        "headline": {name: scores["identification"]["accuracy"] for name, scores in results.items()},
+        **{part: {name: scores[part] for name, scores in results.items()} for part in parts},
         "unseen_people": people,
-        "left_out_people": sorted(set(unseen.identities.tolist()) - set(people)),
-        "run": run,
-        "embeddings": {"trained": trained.manifest["model_id"], "untrained": control.manifest["model_id"]},
-        "config": asdict(config),
-        "versions": _versions(),
+        "left_out_people": sorted(cast.scored - set(people)),
+        "leakage": leakage.describe(leaks, seen, config.leakage),
+        "chosen_on": CHOSEN_ON | {"clustering_parameters": cast.who_chooses},
     }
-    storage.write_bytes(
-        storage.join(storage.absolute(config.out).rsplit("/", 1)[0], "svm.skops"), scored["trained"][2]
-    )
-    storage.write_json(config.out, report)
-    return report
 
 
-def _run_file(run: str) -> str:
-    uri = storage.join(storage.absolute(run), "run.json")
-    if not storage.exists(uri):
-        raise SourceError(f"{run} holds no run.json; run jobs/train.py first, or name another --run")
-    return uri
-
-
-def _require_one_origin(
-    config: EvaluateConfig, faces: publish.Dataset, trained: publish.Dataset, control: publish.Dataset
-) -> None:
-    for flag, folder, dataset, model in (
-        ("--embeddings", config.embeddings, trained, "model"),
-        ("--control", config.control, control, "untrained"),
-    ):
-        if dataset.manifest["faces_digest"] != faces.digest:
-            raise MismatchError(
-                f"{folder} was made from other faces than {config.faces}; embed these faces again ({flag})"
-            )
-        # Another run's split would score people that this network was trained on, and look splendid.
-        ours = read_card(storage.join(storage.absolute(config.run), model)).model_id
-        if dataset.manifest["model_id"] != ours:
-            raise MismatchError(
-                f"{folder} was embedded by model {dataset.manifest['model_id']} and {config.run}/{model} is {ours}; "
-                f"embed with {config.run}/{model} ({flag}) or name the run it belongs to (--run)"
-            )
-    if trained.manifest["model_id"] == control.manifest["model_id"]:
-        raise MismatchError(
-            f"{config.embeddings} and {config.control} come from the same model {trained.manifest['model_id']}; "
-            f"the control must come from the untrained one (--control)"
-        )
-
-
-def _load(
-    faces: publish.Dataset, trained: publish.Dataset, control: publish.Dataset, people: set[str]
-) -> Unseen:
-    """Rows of the unseen people. The three datasets hold the same faces in the same order."""
-    tables = {"trained": trained.read("embeddings"), "untrained": control.read("embeddings")}
-    identities = np.array([str(name) for name in tables["trained"]["identity"].to_pylist()])
-    keep = np.flatnonzero(np.isin(identities, sorted(people)))
-    if not len(keep):
-        raise SourceError(
-            f"none of the run's {len(people)} unseen people is in {faces.folder}; name its faces (--faces)"
-        )
-    vectors = {
-        name: np.stack(table["embedding"].take(keep).to_numpy(zero_copy_only=False))
-        for name, table in tables.items()
-    }
-    vectors["pixels"] = np.stack([_pixels(data) for data in _encoded(faces, keep)])
-    hashes = tables["trained"]["phash"].to_numpy()[keep]
-    return Unseen(vectors, identities[keep], hashes)
-
-
-def _encoded(faces: publish.Dataset, keep: NDArray[np.int64]) -> Iterator[bytes]:
-    first = 0
-    for uri in faces.uris("faces"):
-        images = storage.read_table(uri, ["image"])["image"]
-        for row in keep[(keep >= first) & (keep < first + len(images))] - first:
-            yield images[int(row)].as_py()["bytes"]
-        first += len(images)
-
-
-def _pixels(data: bytes) -> NDArray[np.float32]:
-    return (
-        cv2.resize(decode_jpeg(data), (PIXELS, PIXELS), interpolation=cv2.INTER_AREA)
-        .ravel()
-        .astype(np.float32)
-    )
+def _all_tasks(
+    config: EvaluateConfig, faces: Faces, scored: Faces, cast: Cast, enrolled: Enrolment
+) -> dict[str, dict[str, Any]]:
+    """Every part of every representation, as many at a time as the cluster has cores; each says how long it took."""
+    choosers = faces.of(cast.choosers)
+    clustered = ~np.isin(scored.identities, sorted(cast.choosers))
+    shared = ray.put(enrolled)
+    again = config.replicates, config.seed
+    tasks: dict[str, dict[str, Any]] = {}
+    for name, vectors in scored.vectors.items():
+        rows = ray.put(vectors)
+        others = choosers.vectors[name], choosers.identities
+        tasks[name] = {
+            "clustering": _timed.remote(_cluster, rows, scored.identities, clustered, *others, *again),
+            "identification": _timed.remote(_identify, rows, shared, config.seed, cores()),
+            "verification": _timed.remote(_verify_all, rows, scored.identities, scored.face_ids, *again),
+        }
+    return {name: {part: ray.get(task) for part, task in parts.items()} for name, parts in tasks.items()}
 
 
 @ray.remote(num_cpus=1)
-def _score(
-    vectors: NDArray[np.float32], unseen: Unseen, sides: Halves, seed: int
-) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Identification, verification and the SVM of one representation."""
-    identification, svm = identify(vectors, unseen.identities, sides, seed)
-    return identification, verify(vectors, unseen.identities), skops.io.dumps(svm)
+def _timed(part: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a part says, and how long it took."""
+    started = time.monotonic()
+    return {**part(*arguments), "seconds": time.monotonic() - started}
 
 
-def verify(vectors: NDArray[np.float32], identities: Strings) -> dict[str, Any]:
-    """TAR at 1 % FAR over all pairs, or the reason why the pairs cannot carry it."""
-    keep = np.linspace(0, len(vectors) - 1, min(len(vectors), MAX_PAIR_FACES)).astype(np.int64)
-    pairs = scores.all_pairs(vectors[keep].astype(np.float64), identities[keep])
-    counts = {
-        "genuine_pairs": len(pairs.genuine),
-        "impostor_pairs": len(pairs.impostor),
-        "far": FALSE_ACCEPT_RATE,
+def _identify(vectors: Any, enrolled: Enrolment, seed: int, cores: int) -> dict[str, Any]:
+    numbers, model = identification.identify(vectors, enrolled, seed, cores)
+    return {**numbers, "skops": save_svm(model)}
+
+
+def _verify_all(vectors: Any, identities: Any, face_ids: Any, replicates: int, seed: int) -> dict[str, Any]:
+    pairs = all_pairs(vectors, identities, seed)
+    return _verify(pairs, face_ids.tolist(), identities.tolist(), replicates, seed)
+
+
+def _verify(
+    pairs: Pairs, face_ids: list[str], identities: list[str], replicates: int, seed: int
+) -> dict[str, Any]:
+    return verify(pairs, replicates, seed) | {"hardest": hardest(pairs, face_ids, identities)}
+
+
+def _cluster(vectors: Any, identities: Any, clustered: Any, *others: Any) -> dict[str, Any]:
+    return clustering.cluster(vectors[clustered], identities[clustered], *others)
+
+
+def _given_pairs(config: EvaluateConfig, inputs: Inputs, seen: Seen | None) -> dict[str, Any]:
+    """Verification of the pairs of a file; all of them are accounted for."""
+    assert config.pairs is not None
+    listed = read_pairs(config.pairs)
+    table = inputs.trained.read("embeddings", ["face_id", "identity", "source_uri", "phash"])
+    photographs = {*listed.left, *listed.right}
+    rows = locate(photographs, table["source_uri"].to_pylist(), config.embeddings)
+    people = {each.name for each in photographs}
+    owners = np.array([each.name for each in rows])
+    hashes = table["phash"].to_numpy()[list(rows.values())]
+    leaks = leakage.find(people, owners, hashes, seen) if seen else None
+    keep = np.ones(len(listed.left), bool)
+    if leaks and config.leakage == "exclude":
+        pairs = zip(listed.left, listed.right, strict=True)
+        keep = np.array([not {left.name, right.name} & leaks.people for left, right in pairs])
+        if not keep.any():
+            raise SourceError(
+                f"each of the {len(keep)} pairs of {config.pairs} has a person whom {config.run} has seen in training; "
+                f"take other pairs, or score them nevertheless (--leakage report)"
+            )
+    about = table["face_id"].to_pylist(), names_of(table).tolist()
+    again = config.replicates, config.seed
+    tasks = {
+        name: _timed.remote(
+            _verify, given_pairs(listed, rows, vectors_of(dataset)).only(keep), *about, *again
+        )
+        for name, dataset in inputs.datasets.items()
     }
-    if len(pairs.impostor) * FALSE_ACCEPT_RATE < 10:
-        return {**counts, "tar": None, "reason": "too few impostor pairs"}
-    return {**counts, "tar": scores.true_accept_rate(pairs, FALSE_ACCEPT_RATE)}
+    return {
+        "verification": {name: ray.get(task) for name, task in tasks.items()},
+        "pairs": {
+            "listed": len(keep),
+            "scored": int(keep.sum()),
+            "excluded_for_leakage": int((~keep).sum()),
+            "photographs": len(photographs),
+            "photographs_without_face": len(photographs) - len(rows),
+            "rule": "a photograph without a face is infinitely far from every other: its pairs are called two people, and count",
+        },
+        "leakage": leakage.describe(leaks, seen, config.leakage),
+        "chosen_on": {name: CHOSEN_ON[name] for name in ("accuracy_thresholds", "true_accept_thresholds")},
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 
 import facerec
-from facerec import storage
+from facerec import schema, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError
 from facerec.models.embedder import Embedder, ModelConfig, build
 
@@ -37,6 +37,11 @@ class Card:
     """How it came to be: faces generation, steps, seed."""
     weights_sha256: str
     """Hash of the weights' file."""
+
+    @property
+    def preprocessing_id(self) -> str:
+        """The contract's readable identifier, as it stands beside vectors."""
+        return schema.Preprocessing(**self.preprocessing).id
 
 
 def save_model(

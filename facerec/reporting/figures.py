@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 INK = "#7c8591"
 """A mid tone, legible on white and on near-black."""
 TRAINED, UNTRAINED, PIXELS, OTHER = "#2f81f7", "#b08800", "#8b949e", "#bf3989"
 COLORS = {"trained": TRAINED, "untrained": UNTRAINED, "pixels": PIXELS}
-MOST_CONFUSED = 40
-"""A confusion matrix of more people is cut to those who are most confused."""
 
 
 def accuracy(identification: dict[str, Any]) -> go.Figure:
@@ -36,7 +35,7 @@ def accuracy(identification: dict[str, Any]) -> go.Figure:
             },
         )
     )
-    return _styled(figure, "", "SVM accuracy on people never seen", y_range=[0, 1.05])
+    return styled(figure, "", "SVM accuracy on people never seen", y_range=[0, 1.05])
 
 
 def loss(metrics: list[dict[str, Any]]) -> go.Figure:
@@ -62,7 +61,7 @@ def loss(metrics: list[dict[str, Any]]) -> go.Figure:
             "dtick": 0.25,
         }
     )
-    return _styled(figure, "step", "loss")
+    return styled(figure, "step", "loss")
 
 
 def distances(metrics: list[dict[str, Any]]) -> go.Figure:
@@ -71,52 +70,97 @@ def distances(metrics: list[dict[str, Any]]) -> go.Figure:
     steps = _column(metrics, "step")
     for key, name, color in (("d_ap", "anchor to positive", TRAINED), ("d_an", "anchor to negative", OTHER)):
         low, middle, high = ([row[key][at] for row in metrics if key in row] for at in range(3))
-        figure.add_scatter(x=steps, y=low, line_width=0, showlegend=False, hoverinfo="skip", line_color=color)
-        figure.add_scatter(
-            x=steps,
-            y=high,
-            line_width=0,
-            mode="lines",
-            fill="tonexty",
-            fillcolor=_faint(color),
-            showlegend=False,
-            hoverinfo="skip",
-            line_color=color,
-        )
+        _band(figure, steps, low, high, color)
         figure.add_scatter(x=steps, y=middle, name=name, line_color=color)
-    return _styled(figure, "step", "squared L2 distance (0 to 4)")
+    return styled(figure, "step", "squared L2 distance (0 to 4)")
 
 
-def confusion(identification: dict[str, Any]) -> go.Figure:
-    """Counts of truth against answer; the most confused people where there are many."""
-    people, counts = identification["people"], identification["confusion"]
-    wrong = [
-        sum(row) - row[at] + sum(other[at] for other in counts) - row[at] for at, row in enumerate(counts)
+def validation(watched: list[dict[str, Any]]) -> go.Figure:
+    """Scores of the validation people against the step, of lines that have them."""
+    figure = go.Figure()
+    for key, name, color in (
+        ("nearest_neighbour", "nearest neighbour", TRAINED),
+        ("tar@0.01", "TAR at 1 % FAR", OTHER),
+    ):
+        lines = [line for line in watched if key in line["validation"]]
+        if lines:
+            values = [line["validation"][key] for line in lines]
+            figure.add_scatter(x=_column(lines, "step"), y=values, name=name, line_color=color)
+    return styled(figure, "step", "on validation people", y_range=[0, 1.02])
+
+
+def roc(verification: dict[str, Any]) -> go.Figure:
+    """True against false accepts, over the false accept rates that the pairs carry; the band is the network's 95 %."""
+    figure = go.Figure()
+    for name in [name for name in COLORS if "roc" in verification.get(name, {})]:
+        rows = verification[name]["roc"]
+        rates = [row["far"] for row in rows]
+        if name == "trained":
+            lows, highs = zip(*(row["interval"] for row in rows), strict=True)
+            _band(figure, rates, lows, highs, COLORS[name])
+        figure.add_scatter(
+            x=rates, y=[row["tar"] for row in rows], name=name, mode="lines", line_color=COLORS[name]
+        )
+    figure.update_xaxes(type="log", dtick=1, exponentformat="power")
+    return styled(figure, "false accept rate", "true accept rate", y_range=[0, 1.02])
+
+
+def pair_distances(verification: dict[str, Any]) -> go.Figure:
+    """How far faces of one person and of two are apart, each kind's share by bin, and where 1 % of the second are accepted."""
+    histogram = verification["histogram"]
+    edges = np.linspace(0, histogram["to"], len(histogram["genuine"]) + 1)
+    figure = go.Figure()
+    for kind, name, color in (("genuine", "one person", TRAINED), ("impostor", "two people", OTHER)):
+        counts = np.array(histogram[kind], np.float64)
+        figure.add_bar(
+            x=((edges[1:] + edges[:-1]) / 2).tolist(),
+            y=(counts / max(counts.sum(), 1)).tolist(),
+            width=np.diff(edges).tolist(),
+            name=name,
+            marker={"color": color, "line_width": 0},
+            opacity=0.6,
+        )
+    threshold = at_one_percent(verification, "threshold")
+    if threshold is not None:
+        figure.add_vline(threshold, line={"color": INK, "dash": "dash"}, annotation_text="1 % false accepts")
+    figure.update_layout(barmode="overlay")
+    return styled(figure, "squared L2 distance", "share of the pairs")
+
+
+def at_one_percent(verification: dict[str, Any], what: str = "tar") -> float | None:
+    """The true accept rate (or the threshold) at 1 % false accepts; None where the pairs do not carry it."""
+    values: list[float | None] = [
+        row.get(what) for row in verification.get("true_accepts", []) if row["far"] == 0.01
     ]
-    shown = sorted(sorted(range(len(people)), key=lambda at: -wrong[at])[:MOST_CONFUSED])
-    places = list(
-        range(len(shown))
-    )  # names are labels only: as categories, two that shorten alike would be one
-    labels = [_short(people[at]) for at in shown]
+    return values[0] if values else None
+
+
+def histogram(values: NDArray[np.float64], name: str, *, log: bool) -> go.Figure:
+    """How many faces have which value; with ``log``, bins are wider the larger the value, from 1."""
+    counts, edges = np.histogram(np.log10(np.maximum(values, 1)) if log else values, bins=40)
+    edges = 10**edges if log else edges
     figure = go.Figure(
-        go.Heatmap(
-            x=places,
-            y=places,
-            z=[[counts[row][column] for column in shown] for row in shown],
-            text=[[f"truth {truth}<br>answer {answer}" for answer in labels] for truth in labels],
-            colorscale=[[0, "rgba(47,129,247,0.03)"], [1, TRAINED]],
-            hovertemplate="%{text}<br>%{z} photographs<extra></extra>",
+        go.Bar(
+            x=edges[:-1].tolist(),
+            y=counts.tolist(),
+            width=np.diff(edges).tolist(),
+            offset=0,
+            marker_color=TRAINED,
+            customdata=edges[1:].tolist(),
+            hovertemplate="%{x:.4~g} to %{customdata:.4~g}: %{y} faces<extra></extra>",
         )
     )
-    ticks = {"tickmode": "array", "tickvals": places, "ticktext": labels}
-    figure.update_yaxes(autorange="reversed", **ticks)
-    figure.update_xaxes(**ticks)
-    return _styled(figure, "answer", "truth", height=560)
+    if log:
+        marks = (1, 2, 5) if edges[-1] < 100 * edges[0] else (1,)
+        figure.update_xaxes(type="log", tickvals=[mark * 10**power for power in range(9) for mark in marks])
+    return styled(figure, name, "faces", height=280)
 
 
-def _short(name: str) -> str:
-    """A name as Plotly shows it as text; shortened first, so that no entity is cut in two."""
-    return html.escape(name if len(name) <= 24 else f"{name[:23]}…")
+def _band(figure: go.Figure, x: Any, lows: Any, highs: Any, color: str) -> None:
+    """The space between two curves, faintly filled."""
+    edge = {"mode": "lines", "line_width": 0, "line_color": color, "showlegend": False, "hoverinfo": "skip"}
+    figure.add_scatter(x=list(x), y=list(lows), **edge)
+    figure.add_scatter(x=list(x), y=list(highs), fill="tonexty", fillcolor=_faint(color), **edge)
 
 
 def _faint(color: str) -> str:
@@ -128,9 +172,10 @@ def _column(metrics: list[dict[str, Any]], key: str) -> list[Any]:
     return [row.get(key) for row in metrics]
 
 
-def _styled(
+def styled(
     figure: go.Figure, x: str, y: str, y_range: list[float] | None = None, height: int = 360
 ) -> go.Figure:
+    """The figure with its axes' names, on the page's ground and in its ink."""
     axis = {
         "gridcolor": "rgba(128,128,128,0.25)",
         "zerolinecolor": "rgba(128,128,128,0.4)",

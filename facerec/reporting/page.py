@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
-import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 import yaml
 from markupsafe import Markup
 
-from facerec import publish, seeding, storage
-from facerec.errors import ConfigError
-from facerec.reporting import figures, pictures
+from facerec import publish, storage
+from facerec.errors import ConfigError, MismatchError
+from facerec.reporting import figures, people, pictures
 from facerec.telemetry import read_json_lines
+
+FORMAT = 3
+"""Of report.json, as evaluation writes it."""
+MOST_CONTACTS = 24
+"""With more, pictures of nothing but noise could take the page above 15 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,68 +30,156 @@ class ReportConfig:
     faces: str = "faces"
     """Folder of the aligned faces."""
     run: str = "run"
-    """Folder of the training run."""
+    """Folder of the training run, for its curves."""
     report: str = "report.json"
     """The numbers, as jobs/evaluate.py leaves them."""
+    embeddings: str | None = None
+    """Vectors of the trained network, for the map; by default those that the report was made from."""
     out: str = "report.html"
     """Where the page goes."""
     contact_sheet: int = 24
-    """Photographs shown beside their faces."""
+    """Photographs shown beside their faces, and about as many rejects."""
 
     def __post_init__(self) -> None:
-        if self.contact_sheet < 0:
-            raise ConfigError(f"contact_sheet is {self.contact_sheet}; choose 0 or more (--contact_sheet)")
+        if not 0 <= self.contact_sheet <= MOST_CONTACTS:
+            raise ConfigError(
+                f"contact_sheet is {self.contact_sheet}; choose 0 to {MOST_CONTACTS} (--contact_sheet)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """All that the page shows; what an evaluation did not look at is empty."""
+
+    report: dict[str, Any]
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    contacts: list[dict[str, Any]] = field(default_factory=list)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    map: go.Figure | None = None
+    hardest: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    core_seconds: dict[str, float] = field(default_factory=dict)
 
 
 def write_report(config: ReportConfig) -> str:
-    """Write the page and give its URI. Raises where faces or numbers are missing."""
+    """Write the page and give its URI. Raises DatasetError or ConfigError where faces or numbers are missing or no match."""
     faces = publish.open_dataset(config.faces, "jobs/align.py")
-    if not storage.exists(storage.absolute(config.report)):
-        raise ConfigError(
-            f"{config.report} does not exist; run jobs/evaluate.py first, or name another --report"
+    report = _read(config)
+    embeddings = publish.open_dataset(config.embeddings or report["config"]["embeddings"], "jobs/embed.py")
+    if embeddings.manifest["model_id"] != report["embeddings"]["trained"]:
+        raise MismatchError(
+            f"{embeddings.folder} was embedded by model {embeddings.manifest['model_id']} and {config.report} is about "
+            f"{report['embeddings']['trained']}; name the embeddings that it was made from (--embeddings)"
         )
-    report = storage.read_json(storage.absolute(config.report))
+    metrics = read_metrics(config.run) if report["run"] else []
+    trained = report["verification"]["trained"]
+    shown = Shown(
+        report=report,
+        metrics=metrics,
+        contacts=pictures.contacts(faces, config.contact_sheet),
+        rejects=pictures.rejects(faces, config.contact_sheet),
+        map=people.map_of(embeddings, faces, report["unseen_people"]) if "unseen_people" in report else None,
+        hardest=people.hardest(trained, faces),
+        core_seconds=core_seconds(faces, embeddings, metrics, report),
+    )
     out = storage.absolute(config.out)
-    page = render(report, read_metrics(config.run), _contacts(faces, config.contact_sheet), _rejects(faces))
-    storage.write_bytes(out, page.encode())
+    storage.write_bytes(out, render(shown).encode())
     return out
 
 
-def render(
-    report: dict[str, Any],
-    metrics: list[dict[str, Any]],
-    contacts: list[dict[str, Any]],
-    rejects: list[dict[str, Any]],
-) -> str:
+def _read(config: ReportConfig) -> dict[str, Any]:
+    uri = storage.absolute(config.report)
+    if not storage.exists(uri):
+        raise ConfigError(
+            f"{config.report} does not exist; run jobs/evaluate.py first, or name another --report"
+        )
+    report = storage.read_json(uri)
+    if report.get("format") != FORMAT:
+        raise ConfigError(
+            f"{config.report} has format {report.get('format')!r}; this code shows {FORMAT}: run jobs/evaluate.py again (--report)"
+        )
+    return report
+
+
+def render(shown: Shown) -> str:
     """The page as text, a pure function of what it shows."""
+    report = shown.report
+    identification, verification = report.get("identification", {}), report["verification"]
+    names = [name for name in figures.COLORS if name in verification]
+    charts = {}
+    if identification:
+        charts["accuracy"] = figures.accuracy(identification)
+        charts["confusion"] = people.confusion(identification["trained"])
+    if shown.metrics:
+        charts |= {"loss": figures.loss(shown.metrics), "distances": figures.distances(shown.metrics)}
+        if watched := [line for line in shown.metrics if "validation" in line]:
+            charts["validation"] = figures.validation(watched)
+    if "roc" in verification["trained"]:
+        charts["roc"] = figures.roc(verification)
+        charts["pairs"] = figures.pair_distances(verification["trained"])
+    if shown.map is not None:
+        charts["map"] = shown.map
+    return fill(
+        "page.html",
+        charts,
+        shown=shown,
+        report=report,
+        names=names,
+        identification=identification,
+        verification=verification,
+        clustering=report.get("clustering", {}),
+        true_accepts={name: figures.at_one_percent(verification[name]) for name in names},
+        worst=people.worst(identification["trained"]) if identification else [],
+        contacts=shown.contacts,
+        rejects=shown.rejects,
+        configuration=yaml.safe_dump(
+            {"evaluate": report["config"]} | ({"train": report["run"]["config"]} if report["run"] else {}),
+            sort_keys=True,
+        ),
+    )
+
+
+def core_seconds(
+    faces: publish.Dataset,
+    embeddings: publish.Dataset,
+    metrics: list[dict[str, Any]],
+    report: dict[str, Any],
+) -> dict[str, float]:
+    """What each stage has cost, as far as it has left word: seconds times the cores (or GPUs) that were held."""
+    trained, before = 0.0, 0.0
+    for line in metrics:
+        trained += (line["elapsed_s"] - before) * line["workers"]
+        before = line["elapsed_s"]
+    parts = [report[part] for part in ("identification", "verification", "clustering") if part in report]
+    spent = {
+        "align": faces.manifest.get("core_seconds", 0.0),
+        "train": trained,
+        "embed": embeddings.manifest.get("core_seconds", 0.0),
+        "evaluate": sum(scores.get("seconds", 0.0) for part in parts for scores in part.values()),
+    }
+    return {stage: seconds for stage, seconds in spent.items() if seconds}
+
+
+def fill(template: str, charts: dict[str, go.Figure], **values: Any) -> str:
+    """A template of this folder as a page that holds all it shows; every value is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("facerec.reporting", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    trained = report["identification"]["trained"]
-    charts = {"accuracy": figures.accuracy(report["identification"]), "confusion": figures.confusion(trained)}
-    if metrics:
-        charts |= {"loss": figures.loss(metrics), "distances": figures.distances(metrics)}
-    return environment.get_template("page.html").render(
-        report=report,
-        identification={name: report["identification"][name] for name in figures.COLORS},
-        verification={name: report["verification"][name] for name in figures.COLORS},
-        counts=report["alignment"],
-        contacts=contacts,
-        rejects=rejects,
-        charts={name: Markup(_chart(figure)) for name, figure in charts.items()},
-        configuration=yaml.safe_dump(report["run"]["config"], sort_keys=True),
+    return environment.get_template(template).render(
+        **values,
+        charts={name: Markup(_chart(name, figure)) for name, figure in charts.items()},
         plotly=Markup(plotly.offline.get_plotlyjs()),
     )
 
 
-def _chart(figure: go.Figure) -> str:
+def _chart(name: str, figure: go.Figure) -> str:
     """A figure as a div and a script; its JSON can end no script."""
     text: str = plotly.io.to_html(
         figure,
         full_html=False,
         include_plotlyjs=False,
+        div_id=f"chart-{name}",
         default_width="100%",
         config={"displayModeBar": False, "responsive": True},
     )
@@ -97,18 +189,3 @@ def _chart(figure: go.Figure) -> str:
 def read_metrics(run: str) -> list[dict[str, Any]]:
     """The run's telemetry, a row a logged step; empty where there is none."""
     return read_json_lines(storage.join(storage.absolute(run), "metrics.jsonl"))
-
-
-def _contacts(faces: publish.Dataset, count: int) -> list[dict[str, Any]]:
-    """Faces drawn at random from the first shard, the same ones each time."""
-    table = storage.read_table(faces.uris("faces")[0])
-    chosen = seeding.generator("contacts").permutation(table.num_rows)[:count]
-    return [pictures.contact(row) for row in table.take(np.sort(chosen)).to_pylist()]
-
-
-def _rejects(faces: publish.Dataset, count: int = 24) -> list[dict[str, Any]]:
-    """Rejected photographs, a few of each reason."""
-    rows = [row for row in faces.read("rejects").to_pylist() if row["level"] == "image"]
-    rows.sort(key=lambda row: (row["reason"], row["source_uri"]))
-    step = max(1, len(rows) // count) if count else 1
-    return [{**row, "photograph": pictures.photograph(row["source_uri"])} for row in rows[::step][:count]]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
 from facerec.errors import ConfigError
 from facerec.models.embedder import ModelConfig
+from facerec.models.precision import Precision
 from facerec.splits import SplitConfig
 from facerec.training.augment import AugmentConfig
 from facerec.training.batches import BatchConfig
@@ -74,12 +75,12 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Changes of the training faces."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """What is looked at, at every checkpoint, of people kept back for it."""
+    """What is looked at, at every scheduled checkpoint, of people kept back for it."""
     steps: int = 600
     """Global batches to train on."""
     seed: int = 0
     """Decides initial weights, batches, augmentation and dropout."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """bf16: matrix products in half precision, for faces to embeddings only. auto: bf16 on a GPU, and on a CPU that
     has it unless the network is depthwise; what it came to is kept in run.json."""
     ema: float = 0.0

@@ -32,7 +32,7 @@ def blocks(
     runs = _Runs.of(labels)
     block = min(block or max(1, BLOCK_DISTANCES // len(everyone)), max(len(local), 1))
     space = _Workspace.of(_full_precision(everyone), block, distance)
-    for start in range(0, len(local), block):
+    for start in range(0, max(len(local), 1), block):  # a block of none, for a rank with none of a share
         rows = torch.arange(start, min(start + block, len(local)), device=local.device)
         yield Block.of(rows, _full_precision(local[start : start + block]), faces, first, runs, space)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from facerec import errors, publish, storage
+from facerec import errors, nodes, publish, storage
 from facerec.errors import FacerecError
 from facerec.models.format import is_model
 from facerec.training import state
@@ -43,10 +43,14 @@ def train(config: TrainConfig) -> None:
             f"micro-batches, {plan.precision}",
             flush=True,
         )
-        if config.workers == (0, 0):
-            work(plan)
-        else:
-            _fit(plan)
+        before = state.newest_step(plan.uri("checkpoints"))
+        with nodes.NodeSeconds() as held:
+            if config.workers == (0, 0):
+                work(plan)
+            else:
+                nodes.require_shared(plan.uri(), plan.dataset.folder)
+                _fit(plan)
+        print(f"train: {held.of((config.steps - before) * plan.shape.faces, 'faces')}", flush=True)
 
 
 def _fit(plan: Plan) -> None:

@@ -23,7 +23,7 @@ class Journal:
 
     def __init__(self, plan: Plan, clock: Clock, start: int, elapsed_s: float) -> None:
         self._plan, self._clock, self._rank = plan, clock, world()[0]
-        self._watch = CollapseWatch(None if plan.config.library.loss else plan.config.mining)
+        self._watch = CollapseWatch(plan.loss_at_collapse, plan.config.mining.margin)
         self._began = time.monotonic() - elapsed_s
         self._last = (start, time.monotonic())
         self._lines: JsonLines | None = None
@@ -54,7 +54,7 @@ class Journal:
             return
         metrics |= {
             "step": done,
-            "miner": config.library.loss or config.mining.miner(done - 1, config.steps),
+            "workers": world()[1],
             "images_per_s": self._plan.shape.faces * steps / seconds,
             "elapsed_s": self.elapsed_s,
             "seconds": phases,

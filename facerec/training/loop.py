@@ -19,16 +19,20 @@ from facerec.errors import ConfigError
 from facerec.models.embedder import Embedder, build
 from facerec.models.format import is_model, load_model, save_model
 from facerec.models.images import normalize
+from facerec.telemetry import read_json_lines
 from facerec.training import state
 from facerec.training.batchnorm import calibrate
 from facerec.training.clock import Clock
 from facerec.training.config import OptimizerConfig, TrainConfig
+from facerec.training.curriculum import Curriculum
 from facerec.training.gather import all_reduce, from_first, world
 from facerec.training.journal import Journal
 from facerec.training.loader import FaceStore, Loader, Share
+from facerec.training.notice import Notice
 from facerec.training.plan import Plan
 from facerec.training.step import Forward, MicroBatches, descend
 from facerec.training.validation import Validation
+from facerec.training.verdict import verdict
 
 CALIBRATION_FACES = 512
 """Faces whose statistics the untrained network's BatchNorm gets."""
@@ -55,6 +59,7 @@ class Worker:
         self.network = _network(self.config).to(self.device).to(memory_format=torch.channels_last)
         self.average = _average(self.network, self.config.ema)
         self.optimizer = _optimizer(self.network, self.config.optimizer)
+        self.curriculum = Curriculum(self.config.mining, self.config.steps, self.device)
         self.library = self.config.library.build() if self.config.library.loss else None
         self.groups = plan.shape.share(self.workers, self.rank)
         self.sizes = plan.shape.sizes(self.workers)
@@ -83,6 +88,7 @@ class Worker:
     def run(self) -> None:
         """Go on from the last checkpoint, train to the end, and save the model."""
         start, elapsed = self._resume()
+        self.notice = Notice(self.config.workers != (0, 0), start)
         if start == 0:
             self._save_untrained()
         if self.config.compile:
@@ -97,6 +103,11 @@ class Worker:
             self._save_best()
             self._save_model("model", self.trained, self.config.steps)
             print(f"train: finished, {self.config.steps} steps: {self.plan.uri('model')}", flush=True)
+            lines = read_json_lines(self.plan.uri("metrics.jsonl"))
+            print(
+                f"train: verdict: {verdict(lines, self.plan.loss_at_collapse, self.config.mining.margin)}",
+                flush=True,
+            )
 
     def _next(self, shares: Iterator[Share]) -> Share | None:
         with self.clock("wait"):
@@ -113,15 +124,18 @@ class Worker:
             self._update(batch.step)
         self.chain = _link(self.chain, batch)
         self._watch(done, result)
-        saves = done % config.checkpoint_every == 0 or done == config.steps
+        scheduled = done % config.checkpoint_every == 0 or done == config.steps
+        saves = self.notice.come(done) or scheduled
         if logs or saves:
             self._stop_if_bad(done)
-        scores = self._validate() if saves else {}
+        scores = self._validate() if scheduled else {}
         if logs or scores:
             extra |= {"lr": config.optimizer.lr_at(batch.step, config.steps), "batches": self.chain}
+            extra |= {"miner": config.library.loss or self.curriculum.miner}
             extra |= {"epoch": self.loader.schedule.epoch(batch.step)}
             journal.write(done, result, labels, faces, extra | ({"validation": scores} if scores else {}))
-        if saves and self.rank == 0:
+        self.curriculum.after(done, result.sums)
+        if saves:
             self._save_state(done, journal.elapsed_s, scores.get("nearest_neighbour"))
 
     def _descend(self, model: nn.Module, batch: Share, labels: Tensor, faces: Tensor) -> Forward:
@@ -133,7 +147,7 @@ class Worker:
             faces,
             seeds=[seeding.derive(config.seed, "dropout", batch.step, group) for group in self.groups],
             sizes=self.sizes,
-            miner=config.mining.miner(batch.step, config.steps),
+            miner=self.curriculum.miner,
             mining=config.mining,
             library=self.library,
             cache=config.batch.cache and self.plan.shape.groups > self.workers,  # the same on all ranks
@@ -183,17 +197,22 @@ class Worker:
         if self.average is not None:
             self.average.load_state_dict(content["average"])
         self.chain = content["chain"]
+        self.curriculum.load(content["curriculum"])
         if self.rank == 0:
             print(f"train: going on after step {found.step}", flush=True)
         return found.step, float(content["elapsed_s"])
 
     def _save_state(self, done: int, elapsed_s: float, score: float | None) -> None:
+        curriculum = self.curriculum.state()  # collective
+        if self.rank != 0:
+            return
         content = {
             "network": self.network.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "elapsed_s": elapsed_s,
             "chain": self.chain,
+            "curriculum": curriculum,
         }
         folder = self.plan.uri("checkpoints")
         state.save(folder, done, content, self.config.model, score=score, keep=self.config.keep)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from facerec.training.gather import all_reduce, gather_objects
 from facerec.training.losses import TripletSum
-from facerec.training.mining import MiningConfig
 from facerec.training.step import Forward, nearest_negatives
 
 COLLAPSE_LINES = 3
@@ -23,9 +22,9 @@ def measure(step: Forward, labels: Tensor, faces: Tensor, margin: float) -> dict
     """Global numbers of one step, equal on all ranks. Collective: every rank must call it.
 
     ``active_fraction`` is active triplets over anchor-positive pairs: with semi-hard mining it falls as pairs run out
-    of semi-hard negatives. Distances are squared L2 (0 to 4), as [10 %, 50 %, 90 %] of the mined ones. ``spread`` is the mean squared
-    distance from the centre, 1 where directions are even and 0 where all vectors are equal; ``effective_rank`` is the
-    exponential of the entropy of the covariance's spectrum, at most d.
+    of semi-hard negatives; with a soft loss nothing is ever inactive. Distances are squared L2 (0 to 4), as [10 %, 50 %,
+    90 %] of the mined ones. ``spread`` is the mean squared distance from the centre, 1 where directions are even and 0
+    where all vectors are equal; ``effective_rank`` is the exponential of the entropy of the covariance's spectrum, at most d.
     """
     loss, active, pairs = _totals(step.sums)
     d_ap, d_an = _quantiles(step.sums.d_ap), _quantiles(step.sums.d_an)
@@ -61,23 +60,24 @@ class CollapseWatch:
     The mean distance looks healthy when they are several points; the loss and the nearest negative do not.
     """
 
-    mining: MiningConfig | None
-    """None for a loss of another library, whose value at collapse is not known: then the distances alone tell."""
+    expected: float | None
+    """The loss where all distances are equal; None for a loss of another library, where the distances alone tell."""
+    margin: float
+    """Another person nearer than a twentieth of it is no other person any more."""
     _lines: int = field(default=0, init=False)
 
     def warning(self, metrics: dict[str, Any]) -> str | None:
         """A line to print, each time the last three metrics lines all look collapsed."""
-        mining = self.mining or MiningConfig()
-        expected = mining.loss_at_collapse
-        stuck = abs(metrics["loss"] - expected) <= 0.02 * expected or metrics["active"] == 0
-        stuck = stuck or self.mining is None
-        near = metrics["nearest_negative"] < 0.05 * mining.margin
+        expected = self.expected
+        stuck = not expected or abs(metrics["loss"] - expected) <= 0.02 * expected or metrics["active"] == 0
+        near = metrics["nearest_negative"] < 0.05 * self.margin
         self._lines = self._lines + 1 if stuck and near else 0
         if self._lines < COLLAPSE_LINES:
             return None
         self._lines = 0
+        at_collapse = f" (all equal: {expected:.4f})" if expected else ""
         return (
-            f"train: WARNING: collapsed: loss {metrics['loss']:.4f} (all equal: {expected:.4f}), nearest other person at "
+            f"train: WARNING: collapsed: loss {metrics['loss']:.4f}{at_collapse}, nearest other person at "
             f"{metrics['nearest_negative']:.4f}, effective rank {metrics['effective_rank']:.1f}; the embeddings no longer "
             "tell people apart. Start another --run with --mining.strategy semi_hard or a smaller --optimizer.lr"
         )

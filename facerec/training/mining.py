@@ -17,8 +17,8 @@ from torch import Tensor
 from facerec.errors import ConfigError
 from facerec.training.distances import Block, Distance, blocks
 
-Miner = Literal["batch_hard", "semi_hard", "seed", "batch_all"]
-Strategy = Literal["batch_hard", "semi_hard", "seed", "batch_all", "curriculum"]
+Miner = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair"]
+Strategy = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair", "curriculum"]
 
 SORT_ABOVE = 8
 """Faces an identity above which semi-hard sorts a row once: a sort costs as much as a search for eight."""
@@ -30,15 +30,22 @@ class MiningConfig:
 
     strategy: Strategy = "semi_hard"
     """semi_hard never collapsed; batch_hard is stronger late; curriculum is the first, then the second; seed mixes;
-    batch_all takes every triplet there is."""
+    batch_all takes every triplet there is; n_pair each pair against all negatives at once, with ``soft``."""
     margin: float = 0.2
-    """How much farther than the positive the negative must be, in ``distance``."""
+    """How much farther than the positive the negative must be, in ``distance``; without a part in soft losses."""
     distance: Distance = "squared"
     """squared L2 (FaceNet's; 0 to 4 on unit vectors), or plain l2 (0 to 2)."""
     soft: float = 0.0
-    """Above 0: softplus(soft * (d_ap - d_an)) in place of the hinge (Hermans et al. 2017), so nothing is ever done."""
-    hard_after: float = 0.5
-    """With curriculum: the fraction of all steps after which it turns to batch_hard."""
+    """Above 0: softplus(soft * (d_ap - d_an)) in place of the hinge (Hermans et al. 2017), so nothing is ever done. With
+    n_pair the scale of its exponentials."""
+    hard_below: float = 0.2
+    """With curriculum: the share of pairs with a semi-hard negative below which it turns to batch_hard, for good. It falls
+    the sooner the smaller margin and batch are."""
+    hard_after: float = 1.0
+    """With curriculum: the fraction of all steps after which it turns at the latest; 1 for never."""
+    shares: int = 1
+    """Above 1: the batch's people are dealt into so many shares that are mined apart, as so many workers would that see
+    only their own; to study what mining across workers is worth."""
 
     def __post_init__(self) -> None:
         if self.strategy not in get_args(Strategy):
@@ -54,19 +61,21 @@ class MiningConfig:
             )
         if self.soft < 0:
             raise ConfigError(f"soft is {self.soft}; choose 0 for the hinge, or above (--mining.soft)")
-        if not 0 <= self.hard_after <= 1:
-            raise ConfigError(f"hard_after is {self.hard_after}; choose from 0 to 1 (--mining.hard_after)")
+        if self.strategy == "n_pair" and not self.soft:
+            raise ConfigError("n_pair has no hinge; choose soft above 0, like 5 (--mining.soft)")
+        if self.shares < 1:
+            raise ConfigError(
+                f"shares is {self.shares}; choose 1 for the global batch, or above (--mining.shares)"
+            )
+        for name in ("hard_below", "hard_after"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; choose from 0 to 1 (--mining.{name})")
 
-    @property
-    def loss_at_collapse(self) -> float:
-        """The loss where all distances are equal."""
+    def loss_at_collapse(self, p: int, k: int) -> float:
+        """The loss of a batch of P identities x K faces where all distances are equal."""
+        if self.strategy == "n_pair":
+            return math.log1p((p // self.shares - 1) * k)
         return math.log(2) if self.soft else self.margin
-
-    def miner(self, step: int, steps: int) -> Miner:
-        """The miner of a step, counted from 0, of a run of ``steps``."""
-        if self.strategy != "curriculum":
-            return self.strategy
-        return "semi_hard" if step < self.hard_after * steps else "batch_hard"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from facerec import publish, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError
 from facerec.models.embedder import build
 from facerec.models.format import load_model, read_card
+from facerec.models.precision import settled
 from facerec.publish import Dataset
 from facerec.schema import require_same_preprocessing
 from facerec.splits import Split, split_identities
@@ -54,6 +55,15 @@ class Plan:
         """The run's sequence of global batches."""
         return Schedule(index, self.identities, self.shape, self.config.seed)
 
+    @property
+    def loss_at_collapse(self) -> float | None:
+        """The loss where all distances are equal; None where a loss of another library takes the triplets' place."""
+        return (
+            None
+            if self.config.library.loss
+            else self.config.mining.loss_at_collapse(self.shape.p, self.shape.k)
+        )
+
     def uri(self, *names: str) -> str:
         """A name below the run folder."""
         return storage.join(storage.absolute(self.config.run), *names)
@@ -72,8 +82,22 @@ def make_plan(config: TrainConfig) -> Plan:
     identities = trainable(index, split.train)
     shape = config.batch.fit(len(identities))
     shape.share(max(1, least, most), rank=0)
+    _check_shares(config, shape)
     network = _checked_network(config, dataset)
     return Plan(config, dataset, split, tuple(identities), shape, _precision(config, network))
+
+
+def _check_shares(config: TrainConfig, shape: BatchShape) -> None:
+    """Each share needs two people; a loss of the library sees the whole batch."""
+    shares = config.mining.shares
+    if shares > 1 and config.library.loss:
+        raise ConfigError(
+            f"shares is {shares} and loss {config.library.loss}, which takes the whole batch; leave one out (--mining.shares, --library.loss)"
+        )
+    if 2 * shares > shape.p:
+        raise ConfigError(
+            f"{shares} shares of {shape.p} people; each needs 2: choose --mining.shares of at most {shape.p // 2}"
+        )
 
 
 def record(plan: Plan) -> None:
@@ -107,10 +131,10 @@ def _pinned_dataset(config: TrainConfig) -> Dataset:
     if dataset.generation != pinned["generation"]:
         try:
             dataset = publish.open_dataset(config.faces, "jobs/align.py", pinned["generation"])
-        except DatasetError as error:
+        except DatasetError:
             raise MismatchError(
-                f"{config.run} began on generation {pinned['generation']} of the faces, which is gone ({error}); "
-                "choose another --run"
+                f"{config.run} began on generation {pinned['generation']} of {config.faces}, which is gone (somebody was erased "
+                f"from it, or it was removed; generation {dataset.generation} is there): choose another --run"
             ) from None
     if dataset.digest != pinned["digest"]:
         raise MismatchError(
@@ -127,15 +151,11 @@ def _recorded(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _precision(config: TrainConfig, network: nn.Module) -> str:
-    """Depthwise networks are slower in bf16 on a CPU, and so is everything on one without the instructions."""
+    """What the run began with, so that it goes on alike on another machine."""
     record = _recorded(config)
-    if config.precision != "auto":
-        return config.precision
-    if record is not None:
+    if config.precision == "auto" and record is not None:
         return str(record["precision"])
-    depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in network.modules())
-    pays = config.gpu or (torch.cpu._is_avx512_bf16_supported() and not depthwise)
-    return "bf16" if pays else "fp32"
+    return settled(config.precision, network, config.gpu)
 
 
 def _checked_network(config: TrainConfig, dataset: Dataset) -> nn.Module:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from facerec.models.images import normalize
+from facerec.models.precision import full_or_half
 from facerec.training.batchnorm import global_statistics, kept_statistics
 from facerec.training.clock import Clock
+from facerec.training.dense import dense_sum
 from facerec.training.gather import gather, world
-from facerec.training.losses import TripletSum, batch_all_sum, global_triplet_loss, triplet_sum
+from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
 from facerec.training.metric_learning import library_loss
 from facerec.training.mining import Miner, MiningConfig, mine
 
@@ -64,11 +66,6 @@ class MicroBatches(nn.Module):
         with full_or_half(images.device, self._precision):
             embeddings: Tensor = self.network(images)
         return embeddings
-
-
-def full_or_half(device: torch.device, precision: str) -> torch.autocast:
-    """Within: matrix products in bf16 where ``precision`` says so. Distances and losses stay outside of it, in fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def descend(
         if library:
             loss, sums = _by_library(library, local, everyone, labels, faces, first, mining)
         else:
-            sums = _triplets(miner, local, everyone, labels, faces, first, mining)
+            sums = _in_shares(miner, local, everyone, labels, faces, first, mining)
             loss = global_triplet_loss(sums)
     with clock("backward"):
         loss.backward()  # type: ignore[no-untyped-call]
@@ -124,6 +121,28 @@ def descend(
             assert local.grad is not None
             _replay(model, images, seeds, local.grad)
     return Forward(loss.detach(), sums, everyone.detach(), range(first, first + len(local)))
+
+
+def _in_shares(
+    miner: Miner,
+    local: Tensor,
+    everyone: Tensor,
+    labels: Tensor,
+    faces: Tensor,
+    first: int,
+    mining: MiningConfig,
+) -> TripletSum:
+    """Each share of the people mined by itself. Its rows keep their order, so this rank's lie together in it too."""
+    if mining.shares == 1:
+        return _triplets(miner, local, everyone, labels, faces, first, mining)
+    share = torch.unique(labels, return_inverse=True)[1] % mining.shares
+    sums = []
+    for number in range(mining.shares):
+        of = (share == number).nonzero()[:, 0]
+        ours = of[(of >= first) & (of < first + len(local))] - first
+        before = int((of < first).sum())
+        sums.append(_triplets(miner, local[ours], everyone[of], labels[of], faces[of], before, mining))
+    return sum(sums[1:], sums[0])
 
 
 def _triplets(
@@ -135,8 +154,8 @@ def _triplets(
     first: int,
     mining: MiningConfig,
 ) -> TripletSum:
-    if miner == "batch_all":
-        return batch_all_sum(local, everyone, labels, faces, first, mining)
+    if miner == "batch_all" or miner == "n_pair":
+        return dense_sum(miner, local, everyone, labels, faces, first, mining)
     triplets = mine(miner, local, everyone, labels, faces, first, mining.margin, distance=mining.distance)
     return triplet_sum(local, everyone, triplets, mining)
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from facerec.errors import ConfigError
 from facerec.models.images import decode_jpeg, to_input
+from facerec.models.precision import full_or_half
 from facerec.training.gather import all_reduce, gather, world
 from facerec.training.index import FaceIndex, Ints
 from facerec.training.loader import FaceStore
-from facerec.training.step import full_or_half
 
 BINS = 4096
 """Of squared distances from 0 to 4: a threshold is known to 0.001."""
@@ -32,7 +32,7 @@ FAR = 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Which faces of the validation identities are looked at, at every checkpoint."""
+    """Which faces of the validation identities are looked at, at every scheduled checkpoint."""
 
     faces: int = 10
     """Faces an identity at most: those that lie together."""

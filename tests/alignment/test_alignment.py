@@ -1,8 +1,7 @@
-"""Alignment: sources, decoding, geometry, the subject, and the pipeline's promise that nothing is lost."""
+"""Alignment: sources, geometry, the subject, and the pipeline's promise that nothing is lost."""
 
 from __future__ import annotations
 
-import io
 import shutil
 from pathlib import Path
 
@@ -11,19 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec import publish, storage
+from facerec import publish, storage, synthetic
 from facerec.alignment import geometry, photograph, sources
-from facerec.alignment.detector import Detections, Detector
-from facerec.alignment.pipeline import AlignConfig, align_source
+from facerec.alignment.config import AlignConfig
+from facerec.alignment.detector import PADDED, Detections, Detector, _padded, _zoom
+from facerec.alignment.pipeline import align_source, plan
 from facerec.alignment.subject import choose_subject
 from facerec.errors import MismatchError, SourceError
 from facerec.synthetic import SyntheticConfig, write_collection
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind, **options)
-    return sink.getvalue()
 
 
 def touch(root: Path, *names: str) -> None:
@@ -43,10 +37,10 @@ def test_the_first_folder_is_the_identity_at_any_depth_and_other_files_are_count
 
 
 def test_a_manifest_names_photographs_relative_to_itself(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("uri,identity\na/1.jpg,007\ns3://bucket/2.jpg,Bo\n")
+    (tmp_path / "list.csv").write_text("uri,identity\na/1.jpg,007\ns3://bucket/2.jpg,\n")
     rows = sources.list_photographs(str(tmp_path / "list.csv")).photographs.to_pylist()
-    assert rows[0]["source_uri"] == str(tmp_path / "a/1.jpg")
-    assert rows[1] == {"source_uri": "s3://bucket/2.jpg", "identity": "Bo"}
+    assert rows[0] == {"source_uri": str(tmp_path / "a/1.jpg"), "identity": "007"}
+    assert rows[1] == {"source_uri": "s3://bucket/2.jpg", "identity": None}
 
 
 def test_links_that_loop_end(tmp_path: Path) -> None:
@@ -70,55 +64,17 @@ def test_a_source_that_cannot_train_is_refused(tmp_path: Path, names: list[str],
 
 
 @pytest.mark.parametrize(
-    "text, words", [("name,who\na,b\n", "needs uri and identity"), ("", "cannot be read")]
+    "text, words",
+    [
+        ("name,who\na,b\n", "needs uri and identity"),
+        ("", "cannot be read"),
+        ("uri,identity\n,Ada\n1.jpg,Bo\n", "1 rows without uri"),
+    ],
 )
 def test_a_wrong_manifest_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(SourceError, match=words):
         sources.list_photographs(str(tmp_path / "m.csv"))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_comes_upright(orientation: int) -> None:
-    upright = np.zeros((40, 60, 3), np.uint8)
-    upright[:20, :30] = (250, 20, 20)
-    undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
-    stored = Image.fromarray(upright)
-    if undo is not None:
-        stored = stored.transpose(Image.Transpose(undo))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    seen = photograph.decode(encoded(stored, "PNG", exif=exif))
-    np.testing.assert_array_equal(seen, upright)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "LA", "I;16", "1"])
-def test_every_colour_mode_gives_the_same_grey(mode: str) -> None:
-    value = 40000 if mode == "I;16" else 255
-    image = (
-        Image.fromarray(np.full((32, 32), value, np.uint16))
-        if mode == "I;16"
-        else Image.new("L", (32, 32), value).convert(mode)
-    )
-    seen = photograph.decode(encoded(image, "TIFF"))
-    assert seen.shape == (32, 32, 3)
-    assert abs(int(seen[5, 5, 0]) - value * 255 // (65535 if mode == "I;16" else 255)) <= 1
-
-
-@pytest.mark.parametrize(
-    "data, reason",
-    [
-        (b"", "unreadable"),
-        (b"no image", "unreadable"),
-        (encoded(Image.new("RGB", (300, 300)), "JPEG")[:400], "unreadable"),
-        (encoded(Image.new("RGB", (5, 300)), "PNG"), "too_small"),
-        (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "too_large"),
-    ],
-)
-def test_a_bad_file_is_a_reason_not_a_crash(data: bytes, reason: str) -> None:
-    with pytest.raises(photograph.Rejected) as caught:
-        photograph.decode(data)
-    assert caught.value.reason == reason
 
 
 def test_the_similarity_is_found_again_and_is_the_best_in_least_squares() -> None:
@@ -183,6 +139,31 @@ def test_crops_too_tight_for_the_detector_are_found_with_a_border(photographs_of
     assert found >= 0.95 * len(images)
 
 
+def test_a_large_tight_photograph_is_reduced_for_the_second_look_and_its_face_comes_back_in_full_size() -> (
+    None
+):
+    points = synthetic.landmarks(5, 0, side=500)
+    center, reach = points.mean(axis=0), np.ptp(points, axis=0).max()
+    x0, y0, x1, y1 = np.concatenate([center - reach, center + reach]).astype(int)
+    tight = synthetic.render(5, 0, side=500)[y0:y1, x0:x1]
+    image = cv2.resize(tight, (1600, 1600), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+    detector = Detector(20, 0.05)
+    assert not detector.detect(image)
+    found = detector.detect_tight(image)
+    wanted = (points - [x0, y0]) * 1600 / [x1 - x0, y1 - y0]
+    assert np.abs(found.landmarks[0] - wanted).max() < 0.1 * 1600
+
+
+@pytest.mark.parametrize("shape", [(36, 9), (3000, 3000), (12, 300_000), (160, 20_000)])
+@pytest.mark.parametrize("enlarge", [False, True])
+def test_the_second_look_is_at_a_few_megapixels_at_most(shape: tuple[int, int], enlarge: bool) -> None:
+    image = np.zeros((*shape, 3), np.uint8)
+    padded, border = _padded(image, _zoom(image, enlarge))
+    assert padded.shape[0] * padded.shape[1] <= 4.1 * PADDED
+    assert min(padded.shape[:2]) <= 320 or not enlarge
+    assert min(padded.shape[:2]) - 2 * border in (2 * border, 2 * border + 1)
+
+
 @pytest.mark.parametrize("shape", [(12, 12), (13, 300), (300, 13)])
 def test_tiny_and_narrow_images_are_no_crash(shape: tuple[int, int]) -> None:
     assert len(Detector(20).detect_tight(np.zeros((*shape, 3), np.uint8))) == 0
@@ -200,7 +181,7 @@ def test_photographs_in_are_faces_plus_rejects_and_a_rerun_adds_only_what_is_new
     Image.new("RGB", (100, 100), "blue").save(people[1] / "nobody 'in' it.png")
     shutil.copy(sorted(people[2].glob("*.jpg"))[0], people[2] / "zz copy.jpg")
     shutil.copy(sorted(people[2].glob("*.jpg"))[0], people[3] / "zz wrong name.jpg")
-    config = AlignConfig(source=str(source), faces=faces, part=6)
+    config = AlignConfig(source=str(source), out=faces, part=6)
     first = align_source(config)
     counts = first.manifest["counts"]
     assert counts["photographs"] == 24
@@ -229,4 +210,13 @@ def test_photographs_in_are_faces_plus_rejects_and_a_rerun_adds_only_what_is_new
     assert publish.open_dataset(faces, "jobs/align.py", generation=1).digest == first.digest
     touch(tmp_path / "other", "Ada/1.jpg", "Ada/2.jpg", "Bo/1.jpg")
     with pytest.raises(MismatchError, match="source is"):
-        align_source(AlignConfig(source=str(tmp_path / "other"), faces=faces))
+        align_source(AlignConfig(source=str(tmp_path / "other"), out=faces))
+
+
+def test_a_plan_counts_what_a_run_would_align_and_writes_nothing(tmp_path: Path) -> None:
+    touch(tmp_path / "photographs", "Ann/1.jpg", "Ann/2.jpg", "Bob/1.jpg", "Bob/notes.txt")
+    said = plan(AlignConfig(source=str(tmp_path / "photographs"), out=str(tmp_path / "faces"), part=2))
+    assert said["photographs"] == "3 (1 other files ignored)"
+    assert said["identities"] == 2
+    assert said["to align"] == "3 photographs in 2 parts of up to 2"
+    assert not (tmp_path / "faces").exists()

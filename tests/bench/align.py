@@ -1,29 +1,43 @@
 """`make bench-align`: the detector against facenet-pytorch's MTCNN, photographs of $FACEREC_DATA, one thread.
 
 Ratios are of CPU time, interleaved batch by batch, the median over batches; the same min_face and no retry. A
-1,000 photographs more are compared face by face.
+1,000 photographs more are compared face by face. And what Ray Data costs: the stage as the job runs it, against the same
+aligner and the same writing in a plain pool of two processes, in turns, at the steady state.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import pyarrow as pa
 import torch
 from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 
+from facerec import publish, schema
+from facerec.alignment.aligner import Aligner
+from facerec.alignment.config import AlignConfig
 from facerec.alignment.detector import Detections, Detector
 from facerec.alignment.photograph import decode
+from facerec.alignment.pipeline import written_parts
+from facerec.session import ray_session
 from tests.bench.targets import Row, conclude
 
 Image = NDArray[np.uint8]
 MIN_FACE, FRACTION = 20, 0.05
+BACKENDS = ("openvino", "torch")
+PHOTOGRAPHS, PART, WARM, PROCESSES, ROUNDS = 800, 20, 8, 2, 3
+"""Of the comparison with a pool; the first WARM parts are not timed."""
 
 
 def main() -> None:
@@ -32,21 +46,29 @@ def main() -> None:
         sys.exit("bench-align: FACEREC_DATA is not set; point it at the folder that holds lfw, pins and odd")
     torch.set_num_threads(1)
     reference = MTCNN(min_face_size=MIN_FACE, keep_all=True)
-    ours = {name: Detector(MIN_FACE, backend=name) for name in ("openvino", "torch")}  # type: ignore[arg-type]
+    ours = {name: Detector(MIN_FACE, backend=name) for name in BACKENDS}  # type: ignore[arg-type]
     for detector in ours.values():
         detector.detect_many([np.zeros((400, 400, 3), np.uint8)])
     classes, ratios, rows = _classes(Path(os.environ["FACEREC_DATA"])), {}, []
+    spawn = multiprocessing.get_context("spawn")
+    workers = {
+        name: ProcessPoolExecutor(1, mp_context=spawn, initializer=_prepare, initargs=(name,))
+        for name in ("reference", *BACKENDS)
+    }
     for kind, batches in classes.items():
-        measured = _ratios(reference, ours, batches)
+        measured = _ratios(batches, workers)
         for name, ratio in measured.items():
             ratios[name, kind] = ratio
             rows.append(Row(f"{kind}: {name}", ratio, "x", at_least=3.5 if name == "openvino" else None))
     for name, target in (("openvino", 4.0), ("torch", 2.6)):
         mean = statistics.geometric_mean(ratios[name, kind] for kind in classes)
         rows.append(Row(f"geometric mean: {name}", mean, "x", at_least=target))
+    for worker in workers.values():
+        worker.shutdown()
     rows += _relative(reference, classes["large"])
     for name, detector in ours.items():
         rows += _agreement(name, reference, detector, Path(os.environ["FACEREC_DATA"]))
+    rows += _overhead(Path(os.environ["FACEREC_DATA"]))
     conclude("bench-align", rows, ["CPU time of one thread against facenet-pytorch 2.5.3's MTCNN."])
 
 
@@ -77,13 +99,29 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def _ratios(reference: MTCNN, ours: dict[str, Detector], batches: list[list[Image]]) -> dict[str, float]:
-    found: dict[str, list[float]] = {name: [] for name in ours}
+def _ratios(batches: list[list[Image]], workers: dict[str, ProcessPoolExecutor]) -> dict[str, float]:
+    """Each detector in a process of its own, by turns: one's settings of the allocator would speed up the others."""
+    found: dict[str, list[float]] = {name: [] for name in BACKENDS}
     for batch in batches:
-        theirs = _seconds(lambda batch=batch: [reference.detect(image, landmarks=True) for image in batch])
-        for name, detector in ours.items():
-            found[name].append(theirs / _seconds(lambda batch=batch, d=detector: d.detect_many(batch)))
+        seconds = {name: worker.submit(_timed, batch).result() for name, worker in workers.items()}
+        for name, ratios in found.items():
+            ratios.append(seconds["reference"] / seconds[name])
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _prepare(name: str) -> None:
+    global _detect
+    torch.set_num_threads(1)
+    if name == "reference":
+        reference = MTCNN(min_face_size=MIN_FACE, keep_all=True)
+        _detect = lambda batch: [reference.detect(image, landmarks=True) for image in batch]  # noqa: E731
+    else:
+        _detect = Detector(MIN_FACE, backend=name).detect_many  # type: ignore[arg-type]
+    _detect([np.zeros((400, 400, 3), np.uint8)])
+
+
+def _timed(batch: list[Image]) -> float:
+    return _seconds(lambda: _detect(batch))
 
 
 def _relative(reference: MTCNN, batches: list[list[Image]]) -> list[Row]:
@@ -107,6 +145,58 @@ def _relative(reference: MTCNN, batches: list[list[Image]]) -> list[Row]:
         Row(f"large, min_face {FRACTION:.0%} of the short side", statistics.median(ratios), "x", at_least=12),
         Row(f"  lost of {total} faces above that size", 100 * (1 - kept / total), "%", at_most=1),
     ]
+
+
+def _overhead(data: Path) -> list[Row]:
+    """Photographs a second of Ray Data and of a pool of as many processes, once both are warm."""
+    medium = [str(path) for path in sorted((data / "odd/compreface_samples").iterdir()) if _is_medium(path)]
+    uris = (medium * PHOTOGRAPHS)[:PHOTOGRAPHS]
+    photographs = pa.table([uris, ["nobody"] * len(uris)], schema=schema.PHOTOGRAPHS)
+    rates: dict[str, list[float]] = {"pool": [], "ray": []}
+    starts: dict[str, list[float]] = {"pool": [], "ray": []}
+    with ray_session(PROCESSES):
+        for _ in range(ROUNDS):
+            for name, run in (("pool", _by_pool), ("ray", _by_ray)):
+                with tempfile.TemporaryDirectory() as folder:
+                    began = time.monotonic()
+                    ends = [time.monotonic() for _ in run(folder, photographs)]
+                starts[name].append(ends[0] - began)
+                rates[name].append(PART * (len(ends) - WARM) / (ends[-1] - ends[WARM - 1]))
+    ratios = [pool / ray for pool, ray in zip(rates["pool"], rates["ray"], strict=True)]
+    return [
+        *(
+            Row(f"{name}: {PROCESSES} processes", statistics.median(rates[name]), "photos/s")
+            for name in rates
+        ),
+        Row("Ray Data's overhead", 100 * (statistics.median(ratios) - 1), "%", at_most=10),
+        *(Row(f"  first part after, {name}", statistics.median(starts[name]), "s") for name in starts),
+    ]
+
+
+def _is_medium(path: Path) -> bool:
+    with PIL.Image.open(path) as image:
+        return 600 <= max(image.size) <= 1000
+
+
+def _by_ray(folder: str, photographs: pa.Table) -> Iterator[object]:
+    config = AlignConfig(out=folder, part=PART, actors=PROCESSES)
+    return written_parts(folder, photographs, config)
+
+
+def _by_pool(folder: str, photographs: pa.Table) -> Iterator[object]:
+    parts = [(folder, photographs.slice(at, PART)) for at in range(0, len(photographs), PART)]
+    with multiprocessing.get_context("spawn").Pool(PROCESSES, _start) as pool:
+        yield from pool.imap_unordered(_align_and_write, parts)
+
+
+def _start() -> None:
+    global _aligner
+    _aligner = Aligner(AlignConfig())
+
+
+def _align_and_write(part: tuple[str, pa.Table]) -> None:
+    folder, photographs = part
+    publish.write_part(folder, photographs, lambda: _aligner(photographs))
 
 
 def _agreement(name: str, reference: MTCNN, detector: Detector, data: Path) -> list[Row]:

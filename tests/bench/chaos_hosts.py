@@ -1,6 +1,6 @@
 """`make chaos-hosts`: cut cables and power cuts under training, on hosts in network namespaces.
 
-A head, two workers and a spare (cluster/testbed.py); two ranks of tests/bench/job.py. Measured are the seconds from the
+A head, two workers and a spare (cluster/testbed.py); two ranks of tests/support/job.py. Measured are the seconds from the
 fault at a host that trains until metrics pass the step that was in flight at the fault.
 """
 
@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from cluster.testbed import Testbed, missing
-from tests.bench.job import Job
 from tests.bench.targets import Row, conclude
+from tests.support.job import Job
 
 REPETITIONS, STEPS = 3, 100_000
 TARGETS_S = {"cut": 25.0, "kill": 20.0}

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facerec import schema, storage
-from facerec.alignment.compaction import CHUNK, ROW_GROUP, SHARD
+from facerec.alignment.compaction import CHUNK, SHARD, row_groups
 from facerec.training.batches import BatchShape
 from facerec.training.index import FaceIndex
 from facerec.training.schedule import Schedule
@@ -70,7 +70,7 @@ def write_index(path: Path, spread: float) -> None:
     rows[np.cumsum(chunks) - 1] = faces - (chunks - 1) * CHUNK
     order = random.permutation(len(identity))
     identity, rows = identity[order], rows[order]
-    group, first = _row_groups(rows)
+    group, first = row_groups(rows)
     names = pa.array([f"person-{number:07d}" for number in range(IDENTITIES)])
     files = pa.array(
         [f"generations/0001/faces-{number:05d}.parquet" for number in range(group[-1] // SHARD + 1)]
@@ -83,18 +83,6 @@ def write_index(path: Path, spread: float) -> None:
         "rows": pa.array(rows, pa.int32()),
     }
     pq.write_table(pa.table(columns, schema=schema.INDEX), path)
-
-
-def _row_groups(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each chunk's row group, and its first row in it."""
-    groups, firsts = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
-    group = held = 0
-    for number, size in enumerate(rows.tolist()):
-        groups[number], firsts[number] = group, held
-        held += size
-        if held >= ROW_GROUP:
-            group, held = group + 1, 0
-    return groups, firsts
 
 
 def plan_an_epoch(path: str) -> None:

@@ -11,6 +11,7 @@ from subprocess import run
 import pytest
 
 from cluster.testbed import Testbed, missing
+from tests.support.processes import runs, started
 
 ASK = (
     "import json, ray; ray.init(log_to_driver=False, logging_level='ERROR'); "
@@ -42,7 +43,12 @@ def test_hosts_have_names_and_addresses_lose_cable_and_power_and_leave_nothing()
     with Testbed(hosts=2, name="pytest") as testbed:
         subnet = testbed.subnet
         assert nodes(testbed) == {"head": f"{subnet}.1", "h1": f"{subnet}.2", "h2": f"{subnet}.3"}
-        pids = [pid for host in testbed.standing() for pid, _ in testbed.processes(host)]
+        pids = {
+            pid: started(pid)
+            for host in testbed.standing()
+            for pid, _ in testbed.processes(host)
+            if runs(pid)
+        }
         testbed.cut("h1")
         until(testbed, {"head", "h2"})
         testbed.mend("h1")
@@ -51,11 +57,7 @@ def test_hosts_have_names_and_addresses_lose_cable_and_power_and_leave_nothing()
         assert set(testbed.standing()) == {"head", "h1"}
         until(testbed, {"head", "h1"})
     assert testbed.standing() == []
-    assert not [
-        pid
-        for pid in pids
-        if Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    ]
+    assert not [pid for pid, began in pids.items() if started(pid) == began]
     assert not [link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith("pytest-")]
     assert not Path("/run/facerec-pytest").exists()
     assert "facerec-pytest" not in Path("/proc/mounts").read_text()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from facerec import schema, storage
-from facerec.embedding.pipeline import EmbedConfig, embed_faces
+from facerec.embedding.config import EmbedConfig
+from facerec.embedding.pipeline import embed_faces, plan_faces
 from facerec.errors import DatasetError, MismatchError
 from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import load_model, save_model
@@ -21,7 +22,7 @@ MODEL = ModelConfig(side=64)
 
 def config(tmp_path: Path, **changes: str) -> EmbedConfig:
     paths = {name: str(tmp_path / name) for name in ("faces", "model", "out")}
-    return EmbedConfig(**{**paths, **changes}, batch_size=4, actors=1)  # type: ignore[arg-type]
+    return EmbedConfig(**{**paths, **changes}, batch_size=4, actors=1, backend="torch")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -53,6 +54,14 @@ def test_every_face_is_embedded_once_by_the_network_itself_and_a_rerun_makes_wha
     assert embed_faces(config(tmp_path)).read("embeddings").equals(table)
 
 
+def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", identities=3, per_identity=3)
+    save_model(str(tmp_path / "model"), build(MODEL, seed=0), MODEL, faces.preprocessing, {})
+    said = plan_faces(config(tmp_path))
+    assert said["to embed"] == "9 faces in parts of up to 512"
+    assert not (tmp_path / "out").exists()
+
+
 def test_faces_of_another_preprocessing_are_refused_before_any_work(tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", identities=2, per_identity=2)
     save_model(
@@ -67,3 +76,21 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     write_faces(tmp_path / "faces", identities=2, per_identity=2)
     with pytest.raises(DatasetError):
         embed_faces(config(tmp_path))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_new_generation_of_the_faces_costs_only_its_new_faces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_faces(tmp_path / "faces", identities=3, per_identity=3)
+    save_model(str(tmp_path / "model"), build(MODEL, seed=0), MODEL, few.preprocessing, {})
+    first = embed_faces(config(tmp_path))
+    more = write_faces(tmp_path / "faces", identities=4, per_identity=3, generation=2)
+    second = embed_faces(config(tmp_path))
+    assert "12 faces, 3 to embed" in capsys.readouterr().out
+    assert (second.generation, second.manifest["faces_digest"]) == (2, more.digest)
+    assert second.manifest["core_seconds"] > first.manifest["core_seconds"] > 0
+    rows = second.read("embeddings")
+    assert rows["face_id"].to_pylist() == more.read("faces")["face_id"].to_pylist()
+    assert set(rows["faces_generation"].to_pylist()) == {2}
+    assert rows.slice(0, 9)["embedding"].equals(first.read("embeddings")["embedding"])

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from facerec import publish, schema, storage, synthetic
+from facerec import publish, schema, synthetic
 from facerec.alignment.geometry import straighten
 from facerec.publish import Dataset
 from facerec.schema import Preprocessing
@@ -88,15 +88,10 @@ def _publish(folder: str, rows: list[dict[str, Any]], generation: int) -> Datase
     faces, index, rejects = (f"{below}/{name}.parquet" for name in ("faces-00000", "index", "rejects"))
     spans = _spans(faces, rows)
     sizes = [min(ROW_GROUP, len(rows) - at) for at in range(0, len(rows), ROW_GROUP)]
-    storage.write_table(
-        storage.join(folder, faces), pa.Table.from_pylist(rows, schema.FACES), row_groups=sizes
-    )
-    storage.write_table(storage.join(folder, index), pa.Table.from_pylist(spans, schema.INDEX))
-    storage.write_table(storage.join(folder, rejects), schema.REJECTS.empty_table())
     files = [
-        publish.describe(folder, faces, "faces", len(rows)),
-        publish.describe(folder, index, "index", len(spans)),
-        publish.describe(folder, rejects, "rejects", 0),
+        publish.write(folder, faces, "faces", pa.Table.from_pylist(rows, schema.FACES), row_groups=sizes),
+        publish.write(folder, index, "index", pa.Table.from_pylist(spans, schema.INDEX)),
+        publish.write(folder, rejects, "rejects", schema.REJECTS.empty_table()),
     ]
     people = len({row["identity"] for row in rows})
     about = {

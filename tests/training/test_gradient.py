@@ -20,15 +20,17 @@ from facerec.training.metric_learning import LibraryLoss
 from facerec.training.mining import Miner, MiningConfig
 from facerec.training.step import MicroBatches, descend
 from tests.support.ddp import run_ddp
-from tests.training.test_mining import MINERS, by_loops, every_triplet
+from tests.training.test_mining import MINERS, by_loops, every_triplet, n_pair_losses
 
 MICRO, PEOPLE, MARGIN = 6, 6, 0.3
 LIBRARY = LibraryLoss(loss="MultiSimilarityLoss")
-ALL: Miner = "batch_all"
+DENSE: list[Miner] = ["batch_all", "n_pair"]
+SOFT = 3.0
+"""With n_pair, which has no hinge."""
 CASES = [
     (groups, miner, norm, alone)
     for groups in (6, 7)
-    for miner in (*MINERS, ALL)
+    for miner in (*MINERS, *DENSE)
     for norm in (False, True)
     for alone in (False, True)
 ]
@@ -63,7 +65,13 @@ def batch_of(groups: int, alone: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def our_step(
-    groups: int, miner: Miner, norm: bool, alone: bool, cache: bool, library: LibraryLoss | None = None
+    groups: int,
+    miner: Miner,
+    norm: bool,
+    alone: bool,
+    cache: bool,
+    library: LibraryLoss | None = None,
+    shares: int = 1,
 ) -> dict[str, Any]:
     """One step by the code under test, on this rank: loss summed over ranks / W, gradient after DDP, statistics."""
     rank, workers = world()
@@ -85,7 +93,7 @@ def our_step(
         seeds=[900 + group for group in ours],
         sizes=[count * MICRO for count in counts],
         miner=miner,
-        mining=MiningConfig(margin=MARGIN),
+        mining=MiningConfig(margin=MARGIN, soft=SOFT if miner == "n_pair" else 0.0, shares=shares),
         library=library.build() if library else None,
         cache=cache,
     )
@@ -102,8 +110,10 @@ def our_steps() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(our_step(*case, cache=False), our_step(*case, cache=True)) for case in CASES]
 
 
-def plain_step(groups: int, miner: Miner, norm: bool, alone: bool) -> tuple[float, Tensor, dict[str, Tensor]]:
-    """The oracle: (loss, gradient, running statistics)."""
+def plain_step(
+    groups: int, miner: Miner, norm: bool, alone: bool, shares: int = 1
+) -> tuple[float, Tensor, dict[str, Tensor]]:
+    """The oracle: (loss, gradient, running statistics). Each share of the people is mined as if it were all."""
     images, labels, faces = batch_of(groups, alone)
     network = small_network(norm)
     running = _plain_statistics(network, images)
@@ -112,9 +122,17 @@ def plain_step(groups: int, miner: Miner, norm: bool, alone: bool) -> tuple[floa
         torch.manual_seed(900 + group)
         embedded.append(network(micro_batch))
     z = torch.cat(embedded)
-    listed = every_triplet(labels.tolist(), faces.tolist())
-    triplets = listed if miner == ALL else by_loops(miner, z.detach(), labels, faces, MARGIN)
-    losses = [(z[a] - z[p]).square().sum() - (z[a] - z[n]).square().sum() + MARGIN for a, p, n in triplets]
+    triplets: list[tuple[int, int, int]] = []
+    for share in range(shares):
+        rows = [row for row, label in enumerate(labels.tolist()) if label % shares == share]
+        batch = z.detach()[rows], labels[rows], faces[rows]
+        listed = every_triplet(batch[1].tolist(), batch[2].tolist())
+        found = listed if miner in DENSE else by_loops(miner, *batch, MARGIN)
+        triplets += [(rows[a], rows[p], rows[n]) for a, p, n in found]
+    gaps = [(z[a] - z[p]).square().sum() - (z[a] - z[n]).square().sum() for a, p, n in triplets]
+    losses = [gap + MARGIN for gap in gaps]
+    if miner == "n_pair":
+        losses = n_pair_losses(triplets, gaps, SOFT)
     active = [loss for loss in losses if loss > 0]
     mean = torch.stack(active).mean()
     mean.backward()  # type: ignore[no-untyped-call]
@@ -158,6 +176,24 @@ def test_loss_gradient_and_statistics_are_those_of_one_process(world_size: int) 
             assert all(
                 torch.equal(cached["buffers"][name], kept["buffers"][name]) for name in kept["buffers"]
             )
+
+
+SHARES = 3
+
+
+def shared_steps() -> list[dict[str, Any]]:
+    return [our_step(6, miner, True, False, cache=False, shares=SHARES) for miner in (*MINERS, *DENSE)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_shares_are_mined_apart_whatever_rank_their_people_are_on(world_size: int) -> None:
+    ranks = run_ddp(world_size, shared_steps)
+    for number, miner in enumerate((*MINERS, *DENSE)):
+        loss, gradient, _ = plain_step(6, miner, True, False, SHARES)
+        assert loss != plain_step(6, miner, True, False)[0]
+        assert abs(sum(steps[number]["loss"] for steps in ranks) - loss) < 1e-9
+        for steps in ranks:
+            torch.testing.assert_close(steps[number]["gradient"], gradient, rtol=0, atol=1e-9)
 
 
 def test_one_process_without_a_group_runs_the_same_lines() -> None:

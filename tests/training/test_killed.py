@@ -19,7 +19,7 @@ from facerec.publish import Dataset
 from facerec.telemetry import read_json_lines
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
-from tests.support.processes import descendants
+from tests.support.processes import descendants, kill_once
 from tests.training.test_loop import config_of, weights
 
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"
@@ -39,7 +39,7 @@ def test_a_killed_trainer_ends_by_the_same_command_as_if_nothing_had_happened(
     run = tmp_path / "run"
     config = config_of(faces, run, num_workers=num_workers, steps=STEPS)
     command = command_of(config, tmp_path / "preset.yaml")
-    _kill_after(command, run / "checkpoints" / "step-00000004")
+    kill_once(command, (run / "checkpoints" / "step-00000004").exists)
     assert not (run / "model").exists()
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
@@ -70,22 +70,6 @@ def test_two_ray_workers_train_on_when_one_is_killed(faces: Dataset, tmp_path: P
     ]
 
 
-def _kill_after(command: list[str], checkpoint: Path) -> None:
-    """Start the command, SIGKILL it as soon as the checkpoint stands, and wait until its children have gone too."""
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 240
-    while not checkpoint.exists():
-        assert started.poll() is None, "the trainer ended before it could be killed"
-        assert time.monotonic() < until, "no checkpoint in 240 s"
-        time.sleep(0.01)
-    children = set(descendants(started.pid))
-    started.kill()
-    started.wait(timeout=10)
-    while left := [child for child in children if _runs(child)]:
-        assert time.monotonic() < until, f"{left} outlived the trainer"
-        time.sleep(0.1)
-
-
 def _kill_a_worker(once: Path) -> int:
     """SIGKILL one Ray Train worker of this process as soon as the first checkpoint stands; gives its process id."""
     while not once.exists():
@@ -95,11 +79,3 @@ def _kill_a_worker(once: Path) -> int:
             os.kill(process, signal.SIGKILL)
             return process
     return 0
-
-
-def _runs(process: int) -> bool:
-    """Whether the process lives: one that waits to be reaped does not."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return False

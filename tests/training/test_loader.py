@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.errors import ConfigError, DatasetError
+from facerec.errors import DatasetError
 from facerec.publish import Dataset
-from facerec.training.augment import AugmentConfig, augment
+from facerec.training.augment import AugmentConfig
 from facerec.training.batches import BatchShape
 from facerec.training.index import FaceIndex
 from facerec.training.loader import FaceStore, Loader
@@ -64,28 +64,3 @@ def test_a_missing_shard_is_one_line_in_the_thread_that_trains(tmp_path: Path) -
     Path(faces.uris("faces")[0]).unlink()
     with pytest.raises(DatasetError, match=r"faces-00000\.parquet, row group .*jobs/align\.py"):
         next(loader_of(faces).ahead(range(2), range(4)))
-
-
-def test_zeros_change_nothing_and_the_same_numbers_change_the_same() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
-    nothing = AugmentConfig(flip=0, crop=0, brightness=0, contrast=0, grey=0)
-    assert np.array_equal(augment(image, 32, nothing, np.random.default_rng(1).random(8)), image)
-    one, same, other = (
-        augment(image, 24, AugmentConfig(), np.random.default_rng(seed).random(8)) for seed in (1, 1, 2)
-    )
-    assert one.shape == (24, 24, 3)
-    assert np.array_equal(one, same)
-    assert not np.array_equal(one, other)
-    flipped = augment(
-        image,
-        32,
-        AugmentConfig(flip=1, crop=0, brightness=0, contrast=0, grey=0),
-        np.random.default_rng(1).random(8),
-    )
-    assert np.array_equal(flipped, image[:, ::-1])
-
-
-@pytest.mark.parametrize("wrong", [{"flip": 2.0}, {"crop": 0.6}, {"brightness": -1.0}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="--augment"):
-        AugmentConfig(**wrong)

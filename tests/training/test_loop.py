@@ -18,7 +18,7 @@ from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import load_model, read_card, save_model
 from facerec.publish import Dataset
 from facerec.schema import Preprocessing
-from facerec.telemetry import JsonLines, read_json_lines
+from facerec.telemetry import JsonLines, flat, read_json_lines
 from facerec.training import fit, loop, state
 from facerec.training.batches import BatchConfig
 from facerec.training.clock import PHASES
@@ -30,6 +30,7 @@ from facerec.training.mining import MiningConfig
 from facerec.training.plan import Plan, make_plan
 from tests.support.ddp import run_ddp
 from tests.support.faces import write_faces
+from tests.support.gauges import documented
 
 MODEL = ModelConfig(side=32, dropout=0.1)
 Kill = type("Kill", (RuntimeError,), {})
@@ -80,6 +81,19 @@ def test_a_run_leaves_models_metrics_checkpoints_and_its_record(faces: Dataset, 
     assert len(record["split"]["train"]) == 9
     assert len(record["split"]["unseen"]) == 3
     assert record["faces"]["digest"] == faces.digest
+
+
+def test_every_gauge_of_a_run_is_listed_for_those_who_watch_it(finished: Path) -> None:
+    names = {
+        name.replace("/", "_")
+        for line in read_json_lines(str(finished / "metrics.jsonl"))
+        for name in flat(line)
+    }
+    listed = documented("train")
+    assert {f"ray_facerec_train_{name}" for name in names} == {
+        name for name in listed if "_validation_" not in name
+    }
+    assert "ray_facerec_train_validation_nearest_neighbour" in listed
 
 
 def test_the_untrained_network_is_the_one_at_step_0_with_statistics(finished: Path) -> None:
@@ -151,6 +165,7 @@ def test_resumed_at_another_world_size_a_run_sees_the_same_batches_and_loses_the
         "model": ModelConfig(backbone="resnet10t", side=32),
         "optimizer": OptimizerConfig(lr=1e-4),
         "mining": MiningConfig(strategy="batch_hard", soft=5.0),
+        "precision": "fp32",
         "steps": 600,
         "log_every": 1,
         "checkpoint_every": 4,
@@ -229,6 +244,7 @@ def test_the_best_checkpoint_by_validation_outlives_the_last_ones(tmp_path: Path
         ({"batch": BatchConfig(micro_batch=64)}, ConfigError, "9 training identities of 4 faces do not fill"),
         ({"num_workers": 5}, ConfigError, "5 workers but 4 micro-batches"),
         ({"model": ModelConfig(backbone="nonet")}, ConfigError, "'nonet'.*--model.backbone"),
+        ({"mining": MiningConfig(shares=5)}, ConfigError, "5 shares of 8 people.*at most 4"),
         ({"num_workers": (2, 5)}, ConfigError, "5 workers but 4 micro-batches"),
         ({"init": "/nowhere"}, DatasetError, "holds no model"),
         ({"library": LibraryLoss(loss="NoLoss")}, ConfigError, "no loss 'NoLoss'.*--library.loss"),
@@ -297,11 +313,18 @@ def test_a_run_starts_from_a_model_and_refuses_one_of_another_network(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("mining, loss", [(MiningConfig(), 0.201), (MiningConfig(soft=5.0), 0.6932)])
+@pytest.mark.parametrize(
+    "mining, loss",
+    [
+        (MiningConfig(), 0.201),
+        (MiningConfig(soft=5.0), 0.6932),
+        (MiningConfig(strategy="n_pair", soft=5.0), 3.367),  # log(1 + 7 * 4)
+    ],
+)
 def test_collapse_is_said_after_three_lines_and_names_what_to_change(
     mining: MiningConfig, loss: float
 ) -> None:
-    watch = CollapseWatch(mining)
+    watch = CollapseWatch(mining.loss_at_collapse(8, 4), mining.margin)
     bad = {"loss": loss, "active": 9, "nearest_negative": 0.001, "effective_rank": 1.0}
     good = bad | {"loss": loss / 2}
     assert [watch.warning(line) for line in (bad, bad, good, bad, bad)] == [None] * 5

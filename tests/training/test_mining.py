@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerec.errors import ConfigError
+from facerec.training.dense import dense_sum
 from facerec.training.distances import Distance
-from facerec.training.losses import TripletSum, batch_all_sum, triplet_sum
+from facerec.training.losses import TripletSum, triplet_sum
 from facerec.training.mining import Miner, MiningConfig, mine
 
 MINERS: list[Miner] = ["batch_hard", "semi_hard", "seed"]
+DENSE: list[Miner] = ["batch_all", "n_pair"]
 Found = set[tuple[int, int, int]]
 
 
@@ -118,11 +120,6 @@ def test_mining_keeps_full_precision_under_autocast() -> None:
     assert torch.equal(plain.valid, cast.valid)
 
 
-def test_a_curriculum_turns_from_semi_hard_to_batch_hard() -> None:
-    config = MiningConfig(strategy="curriculum", hard_after=0.5)
-    assert [config.miner(step, 4) for step in range(4)] == ["semi_hard"] * 2 + ["batch_hard"] * 2
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -132,7 +129,8 @@ def test_a_curriculum_turns_from_semi_hard_to_batch_hard() -> None:
         {"distance": "cosine"},
         {"soft": -1.0},
         {"strategy": "hardest"},
-        {"hard_after": 2.0},
+        {"hard_below": 2.0},
+        {"strategy": "n_pair"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
@@ -156,12 +154,15 @@ LOSSES = [MiningConfig(distance=d, soft=s, margin=0.3) for d in ("squared", "l2"
 """Hinge and soft margin, in both distances."""
 
 
-@pytest.mark.parametrize("config", LOSSES, ids=lambda c: f"{c.distance}-{c.soft}")
-@pytest.mark.parametrize("miner", [*MINERS, "batch_all"])
+@pytest.mark.parametrize(
+    ("miner", "config"),
+    [(miner, config) for miner in (*MINERS, *DENSE) for config in LOSSES if config.soft or miner != "n_pair"],
+    ids=lambda value: f"{value.distance}-{value.soft}" if isinstance(value, MiningConfig) else value,
+)
 def test_loss_and_gradient_are_those_of_triple_loops(miner: Miner, config: MiningConfig) -> None:
-    """By shares and blocks. With batch_all two faces of one person are equal: at 0 there is no gradient, and no NaN."""
+    """By shares and blocks. With the dense ones two faces of one person are equal: at 0 there is no gradient, and no NaN."""
     plain, labels, faces = random_batch(3)
-    if miner == "batch_all":  # the others would have to choose between equals
+    if miner in DENSE:  # the others would have to choose between equals
         one, other = (labels == labels[1]).nonzero()[:2, 0].tolist()
         plain[other] = plain[one]
         assert faces[one] != faces[other]
@@ -183,8 +184,8 @@ def _summed(
     miner: Miner, embeddings: Tensor, labels: Tensor, faces: Tensor, rows: range, config: MiningConfig
 ) -> TripletSum:
     local = embeddings[rows.start : rows.stop]
-    if miner == "batch_all":
-        return batch_all_sum(local, embeddings, labels, faces, rows.start, config, block=4)
+    if miner == "batch_all" or miner == "n_pair":
+        return dense_sum(miner, local, embeddings, labels, faces, rows.start, config, block=4)
     distance = config.distance
     found = mine(
         miner, local, embeddings, labels, faces, rows.start, config.margin, distance=distance, block=4
@@ -200,15 +201,25 @@ def _plain_losses(
 
     everyone = range(len(labels))
     d = [[float(distance(i, j).detach()) for j in everyone] for i in everyone]
-    triplets = (
+    triplets = list(
         every_triplet(labels.tolist(), faces.tolist())
-        if miner == "batch_all"
+        if miner in DENSE
         else _loop(miner, d, labels.tolist(), faces.tolist(), config.margin)
     )
     gaps = [distance(a, p) - distance(a, n) for a, p, n in triplets]
+    if miner == "n_pair":
+        return n_pair_losses(triplets, gaps, config.soft)
     if config.soft:
         return [torch.log1p(torch.exp(config.soft * gap)) for gap in gaps]
     return [(gap + config.margin).clamp_min(0) for gap in gaps]
+
+
+def n_pair_losses(triplets: list[tuple[int, int, int]], gaps: list[Tensor], soft: float) -> list[Tensor]:
+    """One an anchor-positive pair, from the gaps of all its triplets."""
+    pairs: dict[tuple[int, int], list[Tensor]] = {}
+    for (a, p, _), gap in zip(triplets, gaps, strict=True):
+        pairs.setdefault((a, p), []).append(torch.exp(soft * gap))
+    return [torch.log1p(torch.stack(terms).sum()) for terms in pairs.values()]
 
 
 def every_triplet(labels: list[int], faces: list[int]) -> Iterator[tuple[int, int, int]]:
@@ -237,3 +248,14 @@ def test_sorting_finds_the_semi_hard_that_searching_finds(
         found.append(mined("semi_hard", batch, range(200), block, margin))
     assert found[0]
     assert found[1] == found[0]
+
+
+@pytest.mark.parametrize("miner", [*MINERS, *DENSE])
+def test_a_rank_without_rows_of_a_share_has_no_triplets_and_stays_in_the_graph(miner: Miner) -> None:
+    everyone, labels, faces = random_batch(0)
+    everyone.requires_grad_()
+    sums = _summed(miner, everyone, labels, faces, range(0), MiningConfig(soft=5.0))
+    assert (float(sums.total.detach()), int(sums.active), int(sums.pairs)) == (0.0, 0, 0)
+    sums.total.backward()  # type: ignore[no-untyped-call]
+    assert everyone.grad is not None
+    assert not everyone.grad.any()

@@ -1,0 +1,216 @@
+"""The embedding stage over photographs: another stage's aligner feeds it, and no face touches a disk.
+
+A part is some hundred photographs and one atomic file of vectors and rejects. On CPUs one actor finds the faces of a part
+and embeds them in turn, so every core is busy whatever the faces; with GPUs, detecting actors on the cores feed embedding
+ones. The face travels as the JPEG that a shard would hold, so the vectors are those of ``--faces``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from facerec import ledger, lock, nodes, publish, schema, storage
+from facerec.embedding.config import EmbedConfig
+from facerec.embedding.embedder import (
+    RowEmbedder,
+    Stamp,
+    about,
+    checked_card,
+    claimed,
+    how,
+    pool,
+)
+from facerec.photographs import digest
+from facerec.progress import Progress
+from facerec.session import cores, on_whole_blocks
+from facerec.telemetry import Prometheus
+
+FILE_ROWS = 50_000
+"""Vectors a published file: 25 MB."""
+TOOK = "core_seconds"
+"""Column by which a detecting actor says what a part took it."""
+
+Align = Callable[[pa.Table], pa.Table]
+"""schema.PHOTOGRAPHS rows to schema.ALIGNED rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photographs:
+    """Photographs, and how another stage finds the faces in them."""
+
+    listed: pa.Table
+    """schema.PHOTOGRAPHS rows, sorted."""
+    ignored: int
+    """Other files of the source."""
+    make_align: Callable[[], Align]
+    """What each actor calls once."""
+    preprocessing: dict[str, Any]
+    """The contract of the faces."""
+    deciding: dict[str, Any]
+    """The settings that decide which faces there are."""
+    part: int
+    """Photographs a part."""
+
+
+def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.Dataset:
+    """Embed the faces of the photographs that are not done yet, and publish. Raises before any work where things do not fit."""
+    card = checked_card(config, photographs.preprocessing, "the photographs' faces")
+    out, listed = storage.absolute(config.out), photographs.listed
+    with publish.exclusive(out, "--out"):
+        config = claimed(out, config, card, photographs.deciding)
+        nodes.require_shared(out, storage.absolute(config.model), *listed["source_uri"][:1].to_pylist())
+        missing = ledger.missing(publish.parts(out), listed)
+        print(
+            f"embed: {listed.num_rows} photographs listed ({photographs.ignored} other files ignored), "
+            f"{missing.num_rows} to embed",
+            flush=True,
+        )
+        if not missing.num_rows and ledger.is_current(out, listed):
+            print("embed: finished already, nothing new in the source", flush=True)
+            return publish.open_dataset(out, "jobs/embed.py")
+        stamp = Stamp(
+            model_id=card.model_id,
+            preprocessing_id=card.preprocessing_id,
+            faces_generation=None,
+        )
+        if missing.num_rows:
+            progress = Progress("embed", missing.num_rows, Prometheus("facerec_embed", out))
+            with nodes.NodeSeconds() as held:
+                for part in written_parts(out, missing, photographs, config, stamp, apart=config.gpu):
+                    progress.add(part)
+                    lock.require_held(out)
+            progress.say()
+            print(f"embed: {held.of(missing.num_rows, 'photographs')}", flush=True)
+        return _publish(out, photographs, about(config, card))
+
+
+def plan_photographs(photographs: Photographs, config: EmbedConfig) -> dict[str, object]:
+    """What embed_photographs would do, for people; raises what it would, and writes nothing."""
+    card = checked_card(config, photographs.preprocessing, "the photographs' faces")
+    out, listed = storage.absolute(config.out), photographs.listed
+    config = claimed(out, config, card, photographs.deciding, dry=True)
+    missing = ledger.missing(publish.parts(out), listed).num_rows
+    return {
+        "photographs": f"{listed.num_rows:,} ({photographs.ignored:,} other files ignored)",
+        "to embed": f"{missing:,} photographs in parts of up to {photographs.part}",
+        **how(config, card),
+    }
+
+
+def written_parts(
+    out: str, missing: pa.Table, photographs: Photographs, config: EmbedConfig, stamp: Stamp, *, apart: bool
+) -> Iterator[dict[str, Any]]:
+    """Align, embed and write part by part; yields the counts of each as it is finished.
+
+    ``apart``: detecting and embedding in two pools, if the cluster has a core for each; else one actor does both in turn.
+    """
+    parts = [missing.slice(at, photographs.part) for at in range(0, missing.num_rows, photographs.part)]
+    blocks, embedding = on_whole_blocks(parts), (config, stamp, storage.join(out, "parts"))
+    if apart and cores() > 1:
+        aligned = blocks.map_batches(
+            PartAligner,
+            fn_constructor_args=(photographs.make_align,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(parts)),
+            num_cpus=1,
+        )
+        written = aligned.map_batches(
+            AlignedEmbedder, fn_constructor_args=embedding, **pool(config, len(parts))
+        )
+    else:
+        written = blocks.map_batches(
+            PhotographEmbedder,
+            fn_constructor_args=(photographs.make_align, *embedding),
+            **pool(config, len(parts)),
+        )
+    yield from written.iter_rows()
+
+
+class PartAligner:
+    """Finds a part's faces, and says what it took."""
+
+    def __init__(self, make_align: Callable[[], Align]) -> None:
+        self._align = make_align()
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        """schema.PHOTOGRAPHS rows to schema.ALIGNED rows and the column TOOK."""
+        began = time.monotonic()
+        rows = self._align(part)
+        return rows.append_column(TOOK, pa.array([time.monotonic() - began] * rows.num_rows))
+
+
+class AlignedEmbedder:
+    """Embeds a part's faces and writes them, with its rejects."""
+
+    def __init__(self, config: EmbedConfig, stamp: Stamp, folder: str) -> None:
+        self._embed, self._folder = RowEmbedder(config, stamp), folder
+
+    def rows(self, part: pa.Table) -> pa.Table:
+        """schema.ALIGNED rows to schema.EMBEDDED ones."""
+        face = pc.is_null(part["reason"])
+        vectors, rejects = self._embed(part.filter(face)), part.filter(pc.invert(face))
+        return pa.concat_tables([_embedded(vectors), _embedded(rejects)])
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        """schema.ALIGNED rows and the column TOOK to one row of counts."""
+        took = part[TOOK][0].as_py()
+        photographs = part.select(schema.PHOTOGRAPHS.names)
+        return publish.write_part(self._folder, photographs, lambda: self.rows(part), before_s=took)
+
+
+class PhotographEmbedder:
+    """Both in turn."""
+
+    def __init__(
+        self, make_align: Callable[[], Align], config: EmbedConfig, stamp: Stamp, folder: str
+    ) -> None:
+        self._align, self._embed, self._folder = make_align(), AlignedEmbedder(config, stamp, folder), folder
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        """schema.PHOTOGRAPHS rows to one row of counts."""
+        return publish.write_part(self._folder, part, lambda: self._embed.rows(self._align(part)))
+
+
+def _embedded(rows: pa.Table) -> pa.Table:
+    """schema.EMBEDDED rows; what rejects have not is null."""
+    columns = [
+        rows[field.name].cast(field.type)
+        if field.name in rows.column_names
+        else pa.nulls(rows.num_rows, field.type)
+        for field in schema.EMBEDDED
+    ]
+    return pa.table(columns, schema=schema.EMBEDDED)
+
+
+def _publish(out: str, photographs: Photographs, told: dict[str, Any]) -> publish.Dataset:
+    """Vectors in the order of the photographs, and the rejects; a copy of a photograph is one."""
+    parts = publish.parts(out)
+    found = ledger.account(parts, photographs.listed)
+    generation, base = publish.next_generation(out)
+    files = []
+    for number in range(max(1, -(-found.faces.num_rows // FILE_ROWS))):
+        faces = found.faces.slice(number * FILE_ROWS, FILE_ROWS)
+        rows = storage.gather(
+            parts, faces["part"].to_numpy(), faces["row"].to_numpy(), schema.EMBEDDINGS.names
+        )
+        path = f"{base}/embeddings-{number:05d}.parquet"
+        files.append(publish.write(out, path, "embeddings", rows.cast(schema.EMBEDDINGS)))
+    files.append(publish.write(out, f"{base}/rejects.parquet", "rejects", found.rejects))
+    described = {
+        **told,
+        "source": photographs.deciding,
+        "faces_generation": None,
+        "faces_digest": None,  # of no faces/ folder
+        "listing": digest(photographs.listed),
+        "core_seconds": found.core_seconds,
+        "counts": found.counts(photographs.listed.num_rows, photographs.ignored),
+    }
+    return publish.publish(out, generation, files, described)

@@ -1,0 +1,98 @@
+"""Parquet files without the rows that are forgotten; row groups stay as they were, but for their lost rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from facerec import schema, storage
+from facerec.erasure.forgotten import Forgotten, read_keys
+
+Bools = NDArray[np.bool_]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a file loses."""
+
+    keep: Bools
+    """Which of its rows stay [n]."""
+    called: int
+    """Rows that stay and lose the name that they were recognised by."""
+
+    def __bool__(self) -> bool:
+        return bool(self.called or not self.keep.all())
+
+
+def loss(uri: str, forgotten: Forgotten) -> Loss:
+    """What a file of rows with KEYS would lose; only these columns are read."""
+    table = read_keys(uri)
+    keep = ~np.asarray(forgotten.gone(table), bool)
+    return Loss(keep, pc.sum(forgotten.called(table)).as_py() or 0)
+
+
+def without(uri: str, lost: Loss, forgotten: Forgotten) -> tuple[pa.Table, list[int]]:
+    """The rows that stay, and the sizes of their row groups, empty ones left out."""
+    ends = storage.row_group_ends(uri)
+    kept = np.concatenate([[0], np.cumsum(lost.keep)])
+    sizes = [int(kept[end] - kept[start]) for start, end in pairwise([0, *ends])]
+    table = storage.read_table(uri)
+    if lost.called:
+        name = table["name"].combine_chunks()
+        nobody = pc.if_else(forgotten.called(table), pa.scalar(None, name.type), name)
+        table = table.set_column(table.column_names.index("name"), table.schema.field("name"), nobody)
+    return table.filter(pa.array(lost.keep, pa.bool_())), [size for size in sizes if size]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A shard that was written anew."""
+
+    path: str
+    """Relative to the dataset."""
+    keep: Bools
+    """Of its old rows."""
+    ends: list[int]
+    """Of its old row groups."""
+
+
+def reindexed(index: pa.Table, moved: dict[str, Moved]) -> pa.Table:
+    """schema.INDEX rows after shards lost rows: spans are shorter, and those that nothing is left of are gone."""
+    files, columns = np.array(index["file"].to_pylist(), object), index.to_pydict()
+    group, first, rows = (np.array(columns[name], np.int64) for name in ("row_group", "first_row", "rows"))
+    for path, shard in moved.items():
+        at = files == path
+        starts = np.concatenate([[0], shard.ends]).astype(np.int64)
+        kept = np.concatenate([[0], np.cumsum(shard.keep)])
+        begin = starts[group[at]] + first[at]
+        filled = np.diff(kept[starts]) > 0
+        first[at] = kept[begin] - kept[starts[group[at]]]
+        rows[at] = kept[begin + rows[at]] - kept[begin]
+        group[at] = (np.cumsum(filled) - 1)[group[at]]
+        files[at] = shard.path
+    table = {
+        "identity": index["identity"],
+        "file": files.tolist(),
+        "row_group": group,
+        "first_row": first,
+        "rows": rows,
+    }
+    return pa.table(table).cast(schema.INDEX).filter(pa.array(rows > 0, pa.bool_()))
+
+
+def regrouped(near_duplicates: pa.Table) -> pa.Table:
+    """schema.NEAR_DUPLICATES rows without groups that one face is left of, numbered anew.
+
+    Who looked alike through a forgotten face stays in one group.
+    """
+    group = near_duplicates["group"].to_numpy()
+    together = np.bincount(group, minlength=1)[group] > 1
+    numbers = np.unique(group[together], return_inverse=True)[1]
+    faces = near_duplicates["face_id"].filter(pa.array(together, pa.bool_()))
+    return pa.table([faces, numbers], schema=schema.NEAR_DUPLICATES)

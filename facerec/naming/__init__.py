@@ -1,0 +1,1 @@
+"""The naming stage: vectors to names."""

@@ -1,0 +1,201 @@
+"""Names for faces: nearest neighbour or SVM, and nobody's name where strangers would be as sure.
+
+A false alarm is a stranger who is given a name. The score that a face must exceed is the lowest one that at most the
+stated share of strangers' faces exceed, and the strangers are said:
+
+- ``--strangers``: published faces of people who are not enrolled. Faces whose name is enrolled are left out. People
+  whom the network was trained on lie further from everybody than people it never saw: they make bad strangers.
+- without it, the gallery itself: each person is kept out in turn, and every face of theirs is a stranger's to all the
+  others. An SVM keeps no faces, so it needs ``--strangers``.
+
+The rate is one of these strangers: others, photographed otherwise, raise more alarms or fewer. It rests on people
+more than on faces, and on people the network never saw: with a gallery of 14, most of them trained on, 10 of 80 faces
+of other strangers were above a threshold of 5 %.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from facerec import publish, schema, scores, storage
+from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
+from facerec.naming.recognisers import FittedSvm, Gallery, Recogniser, require_enough
+
+KEPT = ["face_id", "source_uri", "box"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentifyConfig:
+    """Embeddings to names: whose each face is, or that it is nobody's who is known."""
+
+    embeddings: str = "embeddings"
+    """Vectors of the faces to name, as jobs/embed.py leaves them."""
+    gallery: str | None = None
+    """Vectors of enrolled people (photographs in a folder a person, aligned and embedded by the same model)."""
+    report: str | None = None
+    """Instead of a gallery: the report.json of jobs/evaluate.py, whose SVM (svm.skops beside it) gives the names."""
+    strangers: str | None = None
+    """Vectors of people who are not enrolled, to count false alarms on; without it the gallery, each person kept out in turn."""
+    false_alarms: float = 0.01
+    """Share of strangers' faces that may be given a name (above 0, below 1)."""
+    out: str = "names"
+    """Where the names go."""
+
+    def __post_init__(self) -> None:
+        if (self.gallery is None) == (self.report is None):
+            raise ConfigError(
+                "who gives the names? Choose one: enrolled people (--gallery) or an evaluation's SVM (--report)"
+            )
+        if self.report and not self.strangers:
+            raise ConfigError(
+                "an SVM keeps no faces to count false alarms on; name embeddings of people it was not fitted on (--strangers)"
+            )
+        if not 0 < self.false_alarms < 1:
+            raise ConfigError(
+                f"false_alarms is {self.false_alarms}; it lies between 0 and 1 (--false_alarms)"
+            )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Above which score a name is given, and who says so."""
+
+    score: float
+    faces: int
+    people: int
+    strangers: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        return {
+            "threshold": self.score,
+            "stranger_faces": self.faces,
+            "stranger_people": self.people,
+            "strangers": self.strangers,
+        }
+
+
+def identify(config: IdentifyConfig) -> publish.Dataset:
+    """Name every face and publish schema.NAMES rows. Raises FacerecError, and then writes nothing, where things do not fit."""
+    faces = _open(config.embeddings, "--embeddings")
+    strangers = _open(config.strangers, "--strangers") if config.strangers else None
+    recogniser = _recogniser(config, faces)
+    if strangers:
+        _require_one_model(faces, strangers, "--strangers")
+    threshold = _threshold(config, recogniser, strangers)
+    out = storage.absolute(config.out)
+    about = {
+        "embeddings_digest": faces.digest,
+        "recogniser_digest": recogniser.digest,
+        "strangers_digest": strangers.digest if strangers else None,
+        "false_alarms": config.false_alarms,
+    }
+    with publish.exclusive(out, "--out"):
+        publish.claim(out, about, "--out")
+        if storage.exists(storage.join(out, "manifest.json")):
+            print(f"identify: {config.out}: finished already", flush=True)
+            return publish.open_dataset(out, "jobs/identify.py")
+        files, counts = _write(faces, recogniser, threshold.score, out)
+        said = {"score": recogniser.score, "counts": counts, "people": len(recogniser.people)}
+        return publish.publish(out, 1, files, about | said | threshold.to_json())
+
+
+def _open(folder: str, flag: str) -> publish.Dataset:
+    """Published embeddings that hold faces, all by one model."""
+    dataset = publish.open_dataset(folder, "jobs/embed.py")
+    if not dataset.files("embeddings"):
+        raise DatasetError(f"{folder} holds no embeddings; name a folder that jobs/embed.py wrote ({flag})")
+    origins = _origins(dataset)
+    if not origins:
+        raise SourceError(f"{folder} holds no faces ({flag})")
+    if len(origins) > 1:
+        raise MismatchError(
+            f"{folder} holds vectors of several models, which cannot be compared: {', '.join(sorted(origins)[:2])}; "
+            f"embed its faces by one ({flag})"
+        )
+    return dataset
+
+
+def _origins(dataset: publish.Dataset) -> set[str]:
+    """What made the vectors, in words: model and preprocessing."""
+    rows = dataset.read("embeddings", ["model_id", "preprocessing_id"]).group_by(
+        ["model_id", "preprocessing_id"]
+    )
+    return {f"{row['model_id']} on {row['preprocessing_id']}" for row in rows.aggregate([]).to_pylist()}
+
+
+def _require_one_model(faces: publish.Dataset, others: publish.Dataset, flag: str) -> None:
+    (ours,), (theirs,) = _origins(faces), _origins(others)
+    if ours != theirs:
+        raise MismatchError(
+            f"{faces.folder} was embedded by {ours} and {others.folder} by {theirs}; embed both by one model ({flag})"
+        )
+
+
+def _recogniser(config: IdentifyConfig, faces: publish.Dataset) -> Recogniser:
+    if config.gallery:
+        enrolled = _open(config.gallery, "--gallery")
+        _require_one_model(faces, enrolled, "--gallery")
+        return Gallery.read(enrolled)
+    assert config.report is not None  # __post_init__ asks for one of the two
+    fitted, ours = FittedSvm.read(config.report), faces.manifest["model_id"]
+    if fitted.model_id != ours:
+        raise MismatchError(
+            f"the SVM of {config.report} was fitted on vectors of model {fitted.model_id} and {config.embeddings} was embedded "
+            f"by {ours}; embed with the model that was evaluated, or evaluate this one (--report)"
+        )
+    return fitted
+
+
+def _threshold(
+    config: IdentifyConfig, recogniser: Recogniser, strangers: publish.Dataset | None
+) -> Threshold:
+    """The lowest score that at most the stated share of strangers exceed; raises ConfigError where they are too few."""
+    if strangers:
+        table = strangers.read("embeddings", ["identity", "embedding"])
+        names = np.array(table["identity"].fill_null("").to_pylist(), str)
+        outside = ~np.isin(names, sorted(recogniser.people))
+        whose = f"people in {config.strangers} who are not enrolled"
+        require_enough(int(outside.sum()), config.false_alarms, whose)
+        sureness = recogniser.answer(schema.vectors(table)[outside])[1]
+        people = len(set(names[outside].tolist()))
+    else:
+        assert isinstance(recogniser, Gallery)  # __post_init__ asks for strangers otherwise
+        whose = f"the people in {config.gallery}, each kept out in turn"
+        require_enough(len(recogniser.vectors), config.false_alarms, whose)
+        sureness, people = recogniser.sureness_without_them(), len(recogniser.people)
+    return Threshold(scores.alarm_threshold(sureness, config.false_alarms), len(sureness), people, whose)
+
+
+def _write(
+    faces: publish.Dataset, recogniser: Recogniser, threshold: float, out: str
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """A file of names for each file of vectors, one in memory at a time; their manifest entries, and counts."""
+    files, known = [], 0
+    for number, uri in enumerate(faces.uris("embeddings")):
+        table = _named(storage.read_table(uri, [*KEPT, "embedding"]), recogniser, threshold)
+        files.append(publish.write(out, f"generations/0001/names-{number:05d}.parquet", "names", table))
+        known += table.num_rows - table["name"].null_count
+        print(f"identify: {number + 1}/{len(faces.files('embeddings'))} files", flush=True)
+    total = sum(file["rows"] for file in files)
+    return files, {"faces": total, "named": known, "unknown": total - known}
+
+
+def _named(table: pa.Table, recogniser: Recogniser, threshold: float) -> pa.Table:
+    """schema.NAMES rows; nobody's name where the score does not exceed the threshold."""
+    names, score = (
+        recogniser.answer(schema.vectors(table)) if table.num_rows else (np.empty(0, str), np.empty(0))
+    )
+    columns = {
+        "name": pa.array(names.tolist(), pa.string(), mask=score <= threshold),
+        "score": pa.array(score, pa.float32()),
+    }
+    return (
+        pa.table({**{name: table[name] for name in KEPT}, **columns})
+        .select(schema.NAMES.names)
+        .cast(schema.NAMES)
+    )

@@ -1,0 +1,124 @@
+"""How we speak to S3, and to what speaks its protocol: Arrow for data, boto3 for listings and conditional writes.
+
+Both are set by the variables that boto3 reads, try again with growing pauses, and give what is left after that as a
+StorageError of one line. Credentials come from the environment, never from an address: addresses get into artifacts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import botocore.config
+import pyarrow.fs
+from botocore.exceptions import BotoCoreError, ClientError
+
+from facerec.errors import ConfigError, StorageError
+
+ATTEMPTS = 10
+"""Times that S3 is asked, over about a minute, before a request has failed."""
+CONNECT_SECONDS, READ_SECONDS = 5, 30
+
+_UNREACHABLE = "nothing answers at the endpoint; correct AWS_ENDPOINT_URL or mend the network"
+_ELSEWHERE = "the bucket lies in another region; set AWS_REGION to its own"
+_MISNAMED = "correct the bucket's name"
+REMEDIES = {
+    "accessdenied": "the credentials need s3:ListBucket on the bucket, s3:GetObject and, for outputs, s3:PutObject and s3:DeleteObject below it",
+    "authorizationheadermalformed": _ELSEWHERE,
+    "connecttimeout": _UNREACHABLE,
+    "endpointconnection": _UNREACHABLE,
+    "expiredtoken": "log in anew, and the same command goes on",
+    "invalidaccesskeyid": "the endpoint does not know the key; correct AWS_ACCESS_KEY_ID or AWS_ENDPOINT_URL",
+    "invalidbucketname": _MISNAMED,
+    "networkconnection": _UNREACHABLE,
+    "nocredentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role",
+    "nosuchbucket": "create the bucket, or correct its name or AWS_ENDPOINT_URL",
+    "notimplemented": "one writer a folder needs an endpoint with conditional writes (If-None-Match, If-Match)",
+    "paramvalidation": _MISNAMED,
+    "permanentredirect": _ELSEWHERE,
+    "signaturedoesnotmatch": "the secret does not fit the key; correct AWS_SECRET_ACCESS_KEY",
+}
+"""What to do, by the code of S3, botocore or Arrow without its case, underscores and "Error"."""
+
+
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """The two parts of an s3:// address. Raises ConfigError, which does not repeat it, where it holds credentials."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise ConfigError(
+            "an s3:// address has ':' or '@' before its first '/'; write s3://bucket/folder alone, and give credentials "
+            "by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, by AWS_PROFILE or by the machine's role"
+        )
+    return bucket, key
+
+
+def require(folder: str) -> None:
+    """Raise StorageError, within seconds, where the bucket is not there or does not let us in; local folders pass.
+
+    The borders call it, so that a wrong address or key is not tried for a minute by each of a hundred workers.
+    """
+    if not folder.startswith("s3://"):
+        return
+    bucket, key = bucket_and_key(folder.rstrip("/") + "/")
+    with refusals(folder):
+        client(attempts=4).list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+
+
+@contextlib.contextmanager
+def refusals(uri: str) -> Iterator[None]:
+    """What S3 refuses, or does not answer, as StorageError; a file that is not there stays FileNotFoundError."""
+    try:
+        yield
+    except ClientError as error:
+        found = error.response["Error"]
+        raise _refused(uri, found["Code"], found.get("Message", "")) from None
+    except BotoCoreError as error:
+        raise _refused(uri, type(error).__name__, str(error)) from None
+    except OSError as error:
+        code, _, said = str(error).partition("AWS Error ")[2].partition(" during ")
+        if not code:
+            raise
+        raise _refused(uri, code, said) from None
+
+
+def _refused(uri: str, code: str, said: str) -> StorageError:
+    key = code.replace("_", "").lower().removesuffix("error")
+    remedy = REMEDIES.get(key, "the same command goes on from here once S3 answers")
+    return StorageError(f"{uri}: {code} from S3 ({' '.join(said.split())[:200]}); {remedy}")
+
+
+@functools.cache
+def client(attempts: int = ATTEMPTS) -> Any:
+    """boto3's client, which threads may share; one a process."""
+    config = botocore.config.Config(
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        s3={"addressing_style": "path" if _endpoint() else "auto"},  # as Arrow does
+    )
+    return boto3.Session().client("s3", config=config)
+
+
+@functools.cache
+def filesystem() -> Any:
+    """Arrow's file system, one a process; by itself it would miss the endpoint."""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    options = {"region": region, "endpoint_override": _endpoint()}
+    return pyarrow.fs.S3FileSystem(
+        **{name: value for name, value in options.items() if value},
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=READ_SECONDS,
+        allow_delayed_open=True,  # a small file is one request, not three
+    )
+
+
+def _endpoint() -> str | None:
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if url and not url.startswith(("http://", "https://")):
+        raise ConfigError("AWS_ENDPOINT_URL begins with neither http:// nor https://; write http://host:port")
+    return url

@@ -1,0 +1,121 @@
+"""Losses over all of an anchor's negatives, none of which is listed.
+
+batch_all is the sum over every triplet there is, n x (K - 1) x b of them (Hermans et al. 2017). n_pair takes each
+anchor-positive pair against all negatives at once, as the multi-class N-pair loss does (Sohn 2016):
+
+    log(1 + sum over n of exp(soft * (d_ap - d_an)))
+
+which is the soft margin of batch_hard with a smooth maximum over the negatives in place of the nearest one, so that each
+pair teaches about the whole global batch. With squared distances of unit vectors it is InfoNCE at the temperature
+1 / (2 soft). Neither has a margin's end with ``soft``: all triplets and pairs stay active.
+
+Both sum up the gradient with respect to the distances while these are looked at, in blocks of rows: O(b x block) memory.
+Legend as in distances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerec.training.distances import Block, Distance, blocks
+from facerec.training.losses import TripletSum, penalty
+from facerec.training.mining import MiningConfig
+
+Dense = Literal["batch_all", "n_pair"]
+
+
+def dense_sum(
+    miner: Dense,
+    local: Tensor,
+    everyone: Tensor,
+    labels: Tensor,
+    faces: Tensor,
+    first: int,
+    config: MiningConfig,
+    block: int | None = None,
+) -> TripletSum:
+    """The loss of the anchors ``local`` [n, d] before it is normalised; arguments as of ``mining.mine``."""
+    with torch.autocast(local.device.type, enabled=False):
+        parts = blocks(local, everyone, labels, faces, first, config.distance, block)
+        total, *numbers = _Dense.apply(
+            local, everyone, ((part, *LOSSES[miner](part, config)) for part in parts)
+        )
+    return TripletSum(total, *numbers)
+
+
+class _Dense(torch.autograd.Function):
+    """Loss and, in the same pass, its gradient: with S the squared distances and G = dL/dS of a block of anchors A,
+    dL/dA = 2 (rowsum(G) A - G E) and dL/dE = 2 (colsum(G) E - G^T A) for all embeddings E."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, local: Tensor, everyone: Tensor, parts: Iterator[tuple[Block, Tensor, Tensor, Tensor]]
+    ) -> tuple[Tensor, ...]:
+        total, active = local.new_zeros(()), torch.zeros((), dtype=torch.int64, device=local.device)
+        to_local, to_everyone = torch.zeros_like(local), torch.zeros_like(everyone)
+        d_ap, d_an = [], []
+        for part, losses, count, slope in parts:
+            total, active = total + losses, active + count
+            anchors = local[part.rows]
+            to_local[part.rows] = 2 * (slope.sum(1)[:, None] * anchors - slope @ everyone)
+            to_everyone += 2 * (slope.sum(0)[:, None] * everyone - slope.T @ anchors)
+            nearest = part.to_negatives.min(dim=1).values
+            d_ap.append(part.d_positives[part.is_positive])
+            d_an.append(nearest[nearest.isfinite()])
+        ctx.save_for_backward(to_local, to_everyone)
+        pairs, negatives = torch.cat(d_ap), torch.cat(d_an)
+        numbers = (active, torch.tensor(len(pairs), device=local.device), pairs, negatives)
+        ctx.mark_non_differentiable(*numbers)
+        return (total, *numbers)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        to_local, to_everyone = ctx.saved_tensors
+        return grads[0] * to_local, grads[0] * to_everyone, None
+
+
+def _every_triplet(part: Block, config: MiningConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum, count of active triplets, and the gradient with respect to the block's squared distances, [r, b]."""
+    slope = torch.zeros_like(part.to_negatives)
+    total, active = slope.new_zeros(()), torch.zeros((), dtype=torch.int64, device=slope.device)
+    is_negative = part.to_negatives.isfinite()
+    for q in range(part.positives.shape[1]):
+        real = part.is_positive[:, q, None] & is_negative
+        gap = torch.where(real, part.d_positives[:, q, None] - part.to_negatives, -torch.inf)
+        losses, slopes = penalty(gap, config)
+        total, active = total + losses.sum(), active + (losses > 0).sum()
+        slope -= _by_squared(slopes, part.to_negatives, config.distance)
+        ours = _by_squared(slopes.sum(1), part.d_positives[:, q], config.distance)
+        slope.scatter_add_(1, part.positives[:, q, None], ours[:, None])
+    return total, active, slope
+
+
+def _every_pair(part: Block, config: MiningConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of each anchor-positive pair against all negatives; those of an anchor share one sum of exponentials."""
+    towards = -config.soft * part.to_negatives  # -inf at the anchor's own identity
+    negatives = towards.logsumexp(dim=1, keepdim=True)
+    real = part.is_positive & negatives.isfinite()
+    gap = torch.where(real, config.soft * part.d_positives + negatives, -torch.inf)
+    slopes = config.soft * torch.sigmoid(gap)
+    shares = torch.where(negatives.isfinite(), (towards - negatives).exp(), 0.0)
+    slope = -_by_squared(slopes.sum(1, keepdim=True) * shares, part.to_negatives, config.distance)
+    slope.scatter_add_(1, part.positives, _by_squared(slopes, part.d_positives, config.distance))
+    return F.softplus(gap).sum(), real.sum(), slope
+
+
+LOSSES: dict[Dense, Callable[[Block, MiningConfig], tuple[Tensor, Tensor, Tensor]]] = {
+    "batch_all": _every_triplet,
+    "n_pair": _every_pair,
+}
+
+
+def _by_squared(slope: Tensor, distances: Tensor, distance: Distance) -> Tensor:
+    """dL/dS for the squared distance S, of dL/dd; 0 at d = 0."""
+    if distance == "squared":
+        return slope
+    return torch.where(distances > 0, slope / (2 * distances), 0.0)

@@ -1,0 +1,133 @@
+"""A grid of training runs as parallel trials on the cluster: what a batch, a miner or a margin is worth on people never seen.
+
+Every cell trains the same faces with its own settings, at equal faces seen, steps, or seconds. A cell that is finished
+is not run again, one that was killed goes on from its checkpoint, and one that fails is a row with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+from trial import Equal, try_cell
+
+from facerec import publish, storage
+from facerec.cli import main
+from facerec.errors import ConfigError
+from facerec.grid import cell_id, cells, with_settings
+from facerec.reporting.experiment import write_page
+from facerec.session import ray_session
+from facerec.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Many training runs that differ in the settings of a grid."""
+
+    faces: str
+    """Folder of aligned faces; the split leaves people that no cell sees."""
+    out: str = "experiment"
+    """Where cells, results.parquet and experiment.html go; the same command again goes on."""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Values of settings by the flags of jobs/train.py, as {"batch.p": [8, 32], "mining.shares": [1, 4], "seed": [0, 1]}."""
+    equal: Equal = "faces"
+    """What all cells get the same of."""
+    amount: float = 20_000
+    """How much of it."""
+    x: str = "batch.p"
+    """The setting that the page's charts run over."""
+    cpus: float = 1.0
+    """Cores of a trial, also a fraction."""
+    gpus: float = 0.0
+    """GPUs of a trial, also a fraction."""
+    train: TrainConfig = TrainConfig()
+    """What all cells share; each trains in its own process."""
+
+    def __post_init__(self) -> None:
+        if self.amount <= 0 or self.cpus <= 0 or self.gpus < 0:
+            raise ConfigError(
+                f"amount is {self.amount}, cpus {self.cpus}, gpus {self.gpus}; choose --amount and --cpus above 0, --gpus from 0"
+            )
+
+
+def run(config: ExperimentConfig) -> None:
+    """Train and score what is missing, then write results.parquet and the page."""
+    publish.open_dataset(config.faces, "jobs/align.py")
+    out, grid = storage.absolute(config.out), cells(config.grid)
+    shared = replace(config.train, faces=config.faces, num_workers=0, gpu=config.gpus > 0)
+    for cell in grid:
+        with_settings(shared, cell)  # a fault of the grid, before anything is trained
+    settings = {name: getattr(config, name) for name in ("equal", "amount")}
+    with ray_session(), publish.exclusive(out, "--out"):
+        publish.claim(out, {**settings, "train": config.train.decisive()}, "--out")
+        trial = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=-1)(try_cell)
+        left = {
+            trial.remote(with_settings(shared, cell), config.equal, config.amount, _folder(out, cell)): cell
+            for cell in grid
+            if not storage.exists(storage.join(_folder(out, cell), "result.json"))
+        }
+        print(f"experiment: {len(grid)} cells, {len(left)} to run", flush=True)
+        while left:
+            (done,), _ = ray.wait(list(left), num_returns=1)
+            cell = left.pop(done)
+            _say(cell, _result(done, _folder(out, cell)), len(left))
+    rows = [cell | storage.read_json(storage.join(_folder(out, cell), "result.json")) for cell in grid]
+    storage.write_table(storage.join(out, "results.parquet"), _table(rows))
+    print(
+        f"experiment: {write_page(storage.join(out, 'experiment.html'), rows, list(config.grid), config.x, settings)}"
+    )
+
+
+def _folder(out: str, cell: dict[str, Any]) -> str:
+    return storage.join(out, "cells", cell_id(cell))
+
+
+def _result(done: Any, folder: str) -> dict[str, Any]:
+    """What a trial said; a trial that failed whatever was tried is a result too, and the others go on."""
+    try:
+        result: dict[str, Any] = ray.get(done)
+    except ray.exceptions.RayError as error:
+        result = {"error": str(error).strip().splitlines()[-1][:300]}
+    storage.write_json(storage.join(folder, "result.json"), result)
+    return result
+
+
+def _say(cell: dict[str, Any], result: dict[str, Any], left: int) -> None:
+    said = result.get("error") or (
+        f"SVM {result['svm']:.3f}, nearest neighbour {result['nearest_neighbour']:.3f} (untrained {result['untrained']:.3f}), "
+        f"{result['seconds']:.0f} s, {result['verdict']}"
+    )
+    print(f"experiment: {json.dumps(cell)}: {said}; {left} to go", flush=True)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """A column each of anybody's values; one of several types is text, as "auto" beside numbers."""
+    flat = [_flat(row) for row in rows]
+    columns = {
+        name: [row.get(name) for row in flat] for name in dict.fromkeys(name for row in flat for name in row)
+    }
+    for name, values in columns.items():
+        if len({type(value) for value in values if value is not None}) > 1:
+            columns[name] = [None if value is None else str(value) for value in values]
+    return pa.table(columns)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for a table: a list of two ends as two columns, other lists and mappings as JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if name.endswith("_interval"):
+            flat |= {
+                f"{name}_{end}": edge
+                for end, edge in zip(("low", "high"), value or (None, None), strict=True)
+            }
+        else:
+            flat[name] = json.dumps(value) if isinstance(value, list | dict) else value
+    return flat
+
+
+if __name__ == "__main__":
+    main("experiment", ExperimentConfig, run)

@@ -1,0 +1,24 @@
+"""Embeddings to names: each face's person, or unknown at a stated rate of false alarms."""
+
+from __future__ import annotations
+
+from facerec.cli import main
+from facerec.naming.pipeline import IdentifyConfig, identify
+
+
+def run(config: IdentifyConfig) -> None:
+    """Name every face and say how many are known, and what the false-alarm rate rests on."""
+    names = identify(config)
+    about, counts = names.manifest, names.manifest["counts"]
+    print(
+        f"identify: {counts['named']} of {counts['faces']} faces named, {counts['unknown']} unknown "
+        f"({about['people']} people enrolled), in {names.folder}"
+    )
+    print(
+        f"identify: a name is given above {about['threshold']:.3f} ({about['score']}): at most {about['false_alarms']:.2%} of "
+        f"{about['stranger_faces']} faces are above it, of {about['stranger_people']} people: {about['strangers']}"
+    )
+
+
+if __name__ == "__main__":
+    main("identify", IdentifyConfig, run)

@@ -1,0 +1,95 @@
+"""One trial of an experiment: train a cell of the grid in this process, and score it on people that no cell has seen."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facerec import publish, storage
+from facerec.errors import FacerecError
+from facerec.evaluation.unseen import nearest_neighbour, score_unseen
+from facerec.models.images import decode_jpeg
+from facerec.models.inference import load_embedder
+from facerec.telemetry import read_json_lines
+from facerec.training.config import TrainConfig
+from facerec.training.fit import train
+from facerec.training.plan import make_plan
+from facerec.training.verdict import verdict
+
+Equal = Literal["faces", "steps", "seconds"]
+
+PROBE_STEPS = 20
+"""Steps that are timed where cells get equal seconds; the first line of metrics, which warms up, is left out."""
+
+
+def try_cell(settings: TrainConfig, equal: Equal, amount: float, folder: str) -> dict[str, Any]:
+    """Train a cell below ``folder``, or go on training, and score it; what the user can mend is an ``error`` in place of scores.
+
+    What training says goes to ``log.txt`` there: lines of many trials at once are nothing to read.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            steps = steps_of(settings, equal, amount, folder)
+            settings = replace(settings, run=storage.join(folder, "run"), steps=steps)
+            train(settings)
+            return _scores(settings)
+        except FacerecError as error:
+            return {"error": str(error)}
+        finally:
+            storage.write_bytes(storage.join(folder, "log.txt"), said.getvalue().encode())
+
+
+def steps_of(settings: TrainConfig, equal: Equal, amount: float, folder: str) -> int:
+    """As many as the cell's share comes to; seconds are timed once, and kept for a cell that is run again."""
+    if equal == "steps":
+        return max(1, round(amount))
+    if equal == "faces":
+        return max(1, round(amount / make_plan(settings).shape.faces))
+    probe = storage.join(folder, "probe")
+    train(replace(settings, run=probe, steps=PROBE_STEPS, log_every=5))
+    first, *_, last = read_json_lines(storage.join(probe, "metrics.jsonl"))
+    seconds: float = (last["elapsed_s"] - first["elapsed_s"]) / (last["step"] - first["step"])
+    return max(1, round(amount / seconds))
+
+
+def _scores(settings: TrainConfig) -> dict[str, Any]:
+    """The finished run on the people it never saw, beside its untrained network."""
+    plan = make_plan(settings)
+    dataset = publish.open_dataset(settings.faces, "jobs/align.py", plan.dataset.generation)
+    names, hashes, images = faces_of(dataset, plan.split.unseen)
+    lines = read_json_lines(plan.uri("metrics.jsonl"))
+    said, last = verdict(lines, plan.loss_at_collapse, settings.mining.margin), lines[-1]
+    return score_unseen(vectors(plan.uri("model"), images), names, hashes) | {
+        "untrained": nearest_neighbour(vectors(plan.uri("untrained"), images), names),
+        "unseen_people": len(plan.split.unseen),
+        "steps": settings.steps,
+        "batch": plan.shape.faces,
+        "faces_seen": settings.steps * plan.shape.faces,
+        "seconds": last["elapsed_s"],
+        "memory_mb": last["memory_mb"],
+        "loss": last["loss"],
+        "verdict": said.word,
+        "why": said.why,
+    }
+
+
+def faces_of(
+    dataset: publish.Dataset, people: Sequence[str]
+) -> tuple[NDArray[np.str_], NDArray[np.int64], list[bytes]]:
+    """Names, perceptual hashes and JPEG bytes of all faces of some people."""
+    rows = dataset.read("faces", ["identity", "phash", "image"])
+    names = np.array(rows["identity"].fill_null("").to_pylist(), dtype=str)
+    theirs = np.flatnonzero(np.isin(names, sorted(people)))
+    images = [image["bytes"] for image in rows["image"].take(theirs).to_pylist()]
+    return names[theirs], rows["phash"].to_numpy()[theirs], images
+
+
+def vectors(model: str, images: Iterable[bytes]) -> Any:
+    """Unit vectors [n, d] of JPEG bytes."""
+    return load_embedder(model, backend="torch")(map(decode_jpeg, images))

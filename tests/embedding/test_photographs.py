@@ -1,0 +1,208 @@
+"""Photographs to vectors without faces on disk: the vectors of the way over shards, and every photograph accounted for."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from facerec import publish, schema, storage
+from facerec.alignment.aligner import Aligner, aligned_faces
+from facerec.alignment.config import EVERY_FACE, AlignConfig
+from facerec.alignment.pipeline import align_source, listed
+from facerec.embedding.config import EmbedConfig
+from facerec.embedding.embedder import Stamp
+from facerec.embedding.photographs import Photographs, embed_photographs, written_parts
+from facerec.embedding.pipeline import embed_faces
+from facerec.errors import MismatchError
+from facerec.models.embedder import ModelConfig, build
+from facerec.models.format import save_model
+from facerec.models.inference import load_embedder
+from facerec.schema import Preprocessing
+from facerec.synthetic import SyntheticConfig, write_collection
+from tests.support.processes import kill_once
+
+MODEL = ModelConfig(side=64)
+JOB = Path(__file__).parents[2] / "jobs" / "embed.py"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Eight drawn photographs, a copy of one, and one that is no image; beside them a model."""
+    write_collection(tmp_path / "drawn", SyntheticConfig(identities=2, photographs=4))
+    first = next((tmp_path / "drawn").rglob("*.jpg"))
+    shutil.copy(first, first.with_name("zz-copy.jpg"))
+    (tmp_path / "drawn" / "damaged.jpg").write_bytes(b"no image")
+    save_model(str(tmp_path / "model"), build(MODEL, seed=0), MODEL, Preprocessing().to_json(), {})
+    return tmp_path / "drawn"
+
+
+def brought(source: Path) -> Photographs:
+    align = AlignConfig(source=str(source), faces="all", detection=EVERY_FACE)
+    return Photographs(
+        listed=listed(align).photographs,
+        ignored=0,
+        make_align=partial(Aligner, align),
+        preprocessing=align.preprocessing.to_json(),
+        deciding=align.deciding(),
+        part=3,
+    )
+
+
+def config(tmp_path: Path, out: str = "out") -> EmbedConfig:
+    return EmbedConfig(
+        model=str(tmp_path / "model"),
+        out=str(tmp_path / out),
+        backend="torch",
+        precision="fp32",
+        batch_size=4,
+    )
+
+
+def vectors(rows: pa.Table) -> NDArray[np.float32]:
+    return np.stack(rows.sort_by("face_id")["embedding"].to_numpy(zero_copy_only=False))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_photographs_give_the_vectors_that_their_faces_on_disk_give(tmp_path: Path, source: Path) -> None:
+    straight = embed_photographs(brought(source), config(tmp_path))
+    rows = straight.read("embeddings")
+    assert rows.schema.equals(schema.EMBEDDINGS)
+    faces = align_source(
+        AlignConfig(source=str(source), out=str(tmp_path / "faces"), faces="all", detection=EVERY_FACE)
+    )
+    other = embed_faces(replace(config(tmp_path, "by-faces"), faces=str(tmp_path / "faces"), batch_size=64))
+    stored = other.read("embeddings")
+    for name in ("face_id", "source_uri", "phash", "model_id", "preprocessing_id"):
+        assert rows.sort_by("face_id")[name].equals(stored.sort_by("face_id")[name]), name
+    np.testing.assert_allclose(vectors(rows), vectors(stored), atol=1e-5)
+    same = {
+        name: count for name, count in faces.manifest["counts"].items() if name != "near_duplicate_groups"
+    }
+    assert straight.manifest["counts"] == same
+    assert straight.read("rejects").sort_by("source_uri").equals(faces.read("rejects").sort_by("source_uri"))
+    assert sorted(straight.read("rejects")["reason"].to_pylist()) == ["duplicate", "unreadable"]
+    assert straight.manifest["core_seconds"] > 0
+
+    photograph = rows["source_uri"][0].as_py()
+    mine = rows.filter(pa.compute.equal(rows["source_uri"], photograph))
+    by_hand = load_embedder(str(tmp_path / "model"), backend="torch", precision="fp32")(
+        aligned_faces(photograph)
+    )
+    np.testing.assert_allclose(np.stack(mine["embedding"].to_numpy(zero_copy_only=False)), by_hand, atol=1e-5)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_photographs_added_later_are_the_only_ones_embedded_and_are_a_new_generation(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (held_back,) = source.rglob("zz-copy.jpg")
+    held_back = held_back.rename(tmp_path / "later.jpg")
+    first = embed_photographs(brought(source), config(tmp_path))
+    written = {uri: Path(uri).stat().st_mtime_ns for uri in publish.parts(first.folder)}
+    held_back.rename(source / "later.jpg")
+    capsys.readouterr()
+    second = embed_photographs(brought(source), config(tmp_path))
+    assert "10 photographs listed (0 other files ignored), 1 to embed" in capsys.readouterr().out
+    assert (first.generation, second.generation) == (1, 2)
+    assert (
+        written.items() <= {uri: Path(uri).stat().st_mtime_ns for uri in publish.parts(first.folder)}.items()
+    )
+    assert second.manifest["core_seconds"] > first.manifest["core_seconds"]
+    embed_photographs(brought(source), config(tmp_path))
+    assert "finished already" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_two_pools_on_two_cores_write_the_same_parts_as_one(tmp_path: Path, source: Path) -> None:
+    photographs = brought(source)
+    stamp = Stamp(model_id="m", preprocessing_id="p", faces_generation=None)
+    for apart in (False, True):
+        out = str(tmp_path / str(apart))
+        counts = list(
+            written_parts(out, photographs.listed, photographs, config(tmp_path), stamp, apart=apart)
+        )
+        assert sum(part["photographs"] for part in counts) == 10
+    one, two = (
+        [storage.read_table(uri) for uri in publish.parts(str(tmp_path / str(way)))] for way in (False, True)
+    )
+    assert pa.concat_tables(one).equals(pa.concat_tables(two))
+    assert all(publish.core_seconds(part) > 0 for part in [*one, *two])
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_another_models_vectors_do_not_get_into_the_same_folder(tmp_path: Path, source: Path) -> None:
+    embed_photographs(brought(source), config(tmp_path))
+    save_model(str(tmp_path / "model"), build(MODEL, seed=1), MODEL, Preprocessing().to_json(), {})
+    before = sorted((tmp_path / "out").rglob("*"))
+    with pytest.raises(MismatchError, match=r"model_id is .* there and .* here; choose another --out"):
+        embed_photographs(brought(source), config(tmp_path))
+    assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_a_model_of_another_contract_is_refused_before_anything_is_written(
+    tmp_path: Path, source: Path
+) -> None:
+    other = Preprocessing(template="other").to_json()
+    save_model(str(tmp_path / "model"), build(MODEL, seed=0), MODEL, other, {})
+    with pytest.raises(MismatchError, match="template is 'other' and 'arcface-112'"):
+        embed_photographs(brought(source), config(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words", [([], "holds no photographs"), (["--faces", "some"], "give --photos or --faces")]
+)
+def test_no_photographs_are_one_line_and_nothing_is_written(
+    tmp_path: Path, flags: list[str], words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    command = [
+        sys.executable,
+        str(JOB),
+        "--photos",
+        str(tmp_path / "empty"),
+        "--out",
+        str(tmp_path / "out"),
+        *flags,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_faces_of_group_photographs_are_all_found(photographs_of_people: Path) -> None:
+    """The character after the last underscore: how many there are, or a letter for one person."""
+    for path in sorted((photographs_of_people / "odd" / "compreface_samples").iterdir()):
+        there = path.stem.rsplit("_", 1)[1]
+        assert len(aligned_faces(str(path))) == (int(there) if there.isdigit() else 1), path.name
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_local")
+def test_a_killed_job_ends_by_the_same_command_with_the_rows_of_an_undisturbed_one(
+    tmp_path: Path, source: Path
+) -> None:
+    parts = tmp_path / "killed" / "parts"
+    command = [sys.executable, str(JOB), "--photos", str(source), "--model", str(tmp_path / "model")]
+    command += ["--part", "1", "--precision", "fp32", "--backend", "torch", "--out", str(tmp_path / "killed")]
+    kill_once(command, lambda: len(list(parts.glob("*.parquet"))) >= 2)
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    disturbed = publish.open_dataset(str(tmp_path / "killed"), "jobs/embed.py")
+    undisturbed = embed_photographs(brought(source), config(tmp_path))
+    assert disturbed.manifest["counts"] == undisturbed.manifest["counts"]
+    np.testing.assert_allclose(
+        vectors(disturbed.read("embeddings")), vectors(undisturbed.read("embeddings")), atol=1e-5
+    )

@@ -1,0 +1,33 @@
+"""Parts: one that a node had finished before it died is not made again."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from facerec import publish, schema, storage
+from tests.support.aligner import FakeAligner, listing
+
+
+def test_a_finished_part_is_not_made_again_and_tells_the_same(tmp_path: Path) -> None:
+    photographs, folder = listing(3, 4).photographs, str(tmp_path / "parts")
+    told = publish.write_part(folder, photographs, lambda: FakeAligner()(photographs))
+    again = publish.write_part(folder, photographs, lambda: pytest.fail("made again"))
+    assert again.equals(told)
+    (counts,) = told.to_pylist()
+    assert counts["photographs"] == counts["faces"] + counts["rejects"] == 12
+
+
+def test_faces_of_one_photograph_may_lie_in_two_parts(tmp_path: Path) -> None:
+    rows = FakeAligner()(listing(1, 2).photographs)
+    for name in schema.PHOTOGRAPHS.names:  # two faces of one photograph
+        column = pa.array([rows[name][0].as_py()] * 2, pa.string())
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    names = rows.select(["source_uri", "identity", "face_id"])
+    for face in range(2):
+        publish.write_part(str(tmp_path), names.slice(face, 1), partial(rows.slice, face, 1))
+    held = pa.concat_tables(storage.read_table(uri) for uri in storage.list_files(str(tmp_path)))
+    assert sorted(held["face_id"].to_pylist()) == sorted(rows["face_id"].to_pylist())

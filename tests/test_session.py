@@ -1,0 +1,19 @@
+"""What a worker finds reaches the user."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+import ray.data
+
+from facerec.errors import StorageError
+from facerec.session import ray_session
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_fault_of_the_users_that_a_worker_finds_is_the_same_one_line() -> None:
+    def refused(rows: pa.Table) -> pa.Table:
+        raise StorageError(f"s3://faces/{rows.num_rows}: AccessDenied")
+
+    with pytest.raises(StorageError, match=r"^s3://faces/1: AccessDenied$"), ray_session():
+        ray.data.from_items([1]).map_batches(refused, batch_format="pyarrow").materialize()

@@ -1,0 +1,32 @@
+"""A run's forecast: memory by a closed form, and nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from facerec.errors import MismatchError
+from facerec.training.config import TrainConfig
+from facerec.training.forecast import forecast, kept_bytes
+from tests.support.faces import write_faces
+
+
+def test_a_graph_keeps_the_input_of_the_convolution_and_the_output_of_the_relu() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert kept_bytes(network, 16, "fp32") == 4 * 16 * 16 * (3 + 8)
+
+
+def test_a_forecast_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -> None:
+    faces, run = str(write_faces(tmp_path / "faces", 12, 6, side=64).folder), tmp_path / "run"
+    config = TrainConfig(faces=faces, run=str(run), num_workers=(1, 2))
+    said = forecast(config)
+    assert said["identities"] == "9 trained on, 0 validation, 3 unseen"
+    assert said["batches"] == "9 x 4 faces in 2 micro-batches of 18, fp32"
+    assert said["workers"] == "1 to 2, one core each"
+    assert not run.exists()
+    run.mkdir()
+    (run / "claim.json").write_text('{"steps": 1}')
+    with pytest.raises(MismatchError, match="belongs to another run"):
+        forecast(config)

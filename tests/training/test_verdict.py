@@ -1,0 +1,50 @@
+"""The verdict: each way a run can end is told from the others by its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from facerec.training.verdict import verdict
+
+
+def lines(
+    losses: list[float], validated: list[float] | None = None, nearest: float = 0.8
+) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = [
+        {"loss": loss, "active": 10, "nearest_negative": nearest, "effective_rank": 5.0} for loss in losses
+    ]
+    for line, score in zip(made, validated or [], strict=False):
+        line["validation"] = {"nearest_neighbour": score}
+    return made
+
+
+RISING = [0.2, 0.4, 0.5, 0.55, 0.58, 0.6, 0.6, 0.6]
+SETTLED = [1.0, 0.5, 0.3, 0.2, 0.15, 0.15, 0.15, 0.15]
+FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+
+
+@pytest.mark.parametrize(
+    "metrics, word, named",
+    [
+        (lines(SETTLED, RISING), "learning", "0.600"),
+        (lines(SETTLED), "learning", "no people"),
+        (lines(FALLING, RISING), "under-trained", "--steps"),
+        (lines(FALLING, RISING[:4] + [0.58, 0.56, 0.54, 0.52]), "overfitting", "run/best"),
+        (lines([0.2] * 9, nearest=0.001), "collapsed", "--mining.strategy semi_hard"),
+        (lines(SETTLED[:3]), "too short to tell", "--log_every"),
+        ([], "too short to tell", "0 lines"),
+    ],
+)
+def test_each_end_has_its_word_and_says_what_to_change(
+    metrics: list[dict[str, Any]], word: str, named: str
+) -> None:
+    found = verdict(metrics, 0.2, 0.2)
+    assert found.word == word
+    assert named in found.why
+
+
+def test_a_run_that_has_recovered_has_not_collapsed() -> None:
+    early = lines([0.2] * 6, nearest=0.001)
+    assert verdict(early + lines([0.1] * 12), 0.2, 0.2).word == "learning"
