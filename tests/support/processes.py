@@ -13,7 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SUBREAPER = 36
-"""prctl's PR_SET_CHILD_SUBREAPER: what a killed raylet leaves becomes our child, so that it can be found and ended."""
+"""prctl's PR_SET_CHILD_SUBREAPER: what a killed process leaves becomes our child."""
+
+
+def adopt_orphans() -> None:
+    """From now on what a killed process leaves is our child, to be found, ended and reaped."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+
+
+def reap(process: int) -> None:
+    """Take a dead child's last word. Ray's workers end when their raylet's number is gone, so not before it is reaped."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process, os.WNOHANG)
 
 
 def descendants(parent: int) -> Iterator[int]:
@@ -59,18 +70,24 @@ def started(process: int) -> str | None:
 
 
 def kill_once(command: list[str], come: Callable[[], bool], limit_s: float = 240.0) -> None:
-    """Start a job, SIGKILL it as soon as it has ``come`` so far, and wait until its children have gone too."""
+    """Start a job, SIGKILL it as soon as it has ``come`` so far, and wait until its children have gone too.
+
+    Ray's agents are not waited for: they do nothing to the job, and take a minute to see that their raylet is dead.
+    """
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + limit_s
     while not come():
         assert job.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < until, f"not so far in {limit_s} s"
         time.sleep(0.01)
-    children = set(descendants(job.pid))
+    adopt_orphans()
+    children = set(descendants(job.pid)) - set(named("Agent"))
     job.kill()
     job.wait(timeout=10)
     while left := [child for child in children if runs(child)]:
         assert time.monotonic() < until, f"{left} outlived the job"
+        for child in children:
+            reap(child)
         time.sleep(0.1)
 
 
@@ -83,7 +100,7 @@ def _begun_since(before: set[int]) -> set[int]:
 @contextlib.contextmanager
 def nothing_left(folder: Path) -> Iterator[None]:
     """However the block ends, Ctrl-C and SIGTERM too: no process begun in it and no file in the folder outlives it."""
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     before = set(descendants(os.getpid()))
     try:
         yield
