@@ -145,7 +145,7 @@ def _trained(
         batch=batch,
         steps=steps,
         log_every=1,
-        num_workers=workers,
+        num_workers=0,  # Ray Train's are none: the ranks are run_ddp's
         checkpoint_every=steps,
         gpu=DEVICE.type == "cuda",
     )
