@@ -7,7 +7,7 @@ comma := ,
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-cluster fuzz bench-align bench-cropped bench-learning bench-mining bench-scale bench-schedule bench-train bench-evaluate bench-embed chaos-align chaos-embed chaos-train chaos-hosts check format install clean
+.PHONY: demo test test-cluster fuzz chaos bench-align bench-hosts bench-cropped bench-learning bench-mining bench-scale bench-schedule bench-train bench-evaluate bench-embed chaos-align chaos-embed chaos-train chaos-hosts check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -38,6 +38,12 @@ chaos-train: install  ## 22 SIGKILLs over one training run, and the weights of a
 
 chaos-hosts: install  ## cut cables and power cuts under training, on hosts in network namespaces; needs root
 	$(BIN)/python -m tests.bench.chaos_hosts
+
+chaos: install  ## the whole pipeline under 50 faults, on hosts in network namespaces, and all that an undisturbed one leaves; needs root
+	$(BIN)/python -m tests.bench.chaos_pipeline
+
+bench-hosts: install  ## the pipeline submitted to three hosts, of which one loses power and one its cable; needs root
+	$(BIN)/python -m tests.bench.three_hosts
 
 chaos-align: install  ## 22 SIGKILLs over one alignment of 2,000 photographs, and the faces of an undisturbed one
 	$(BIN)/python -m tests.bench.chaos_align

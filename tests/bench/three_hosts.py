@@ -1,0 +1,117 @@
+"""`make bench-hosts`: align, train, embed and evaluate submitted to three hosts, of which one loses power and one its cable.
+
+The hosts are network namespaces (cluster/testbed.py), two of them train and one is the spare. A host loses power when a
+third of the alignment is done, and a new one joins; the cable of a host that trains is cut at a third of the steps, and
+another new one joins. Measured are all stages beside those of an undisturbed run, and the seconds from the cut until
+metrics pass the step that was in flight; compared is all that both runs leave.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.testbed import Testbed, missing
+from tests.bench.pipeline import LIMIT_S, PARTS, Pipeline, Stage, Submitted, differences, draw, undisturbed
+from tests.bench.targets import Row, conclude
+
+STEPS = 300
+
+
+def main() -> None:
+    """The pipeline undisturbed, then with its accidents; compare, print, and exit 1 where it fell short."""
+    if lacking := missing():
+        raise SystemExit(f"bench-hosts: {lacking}")
+    folder = Path(tempfile.mkdtemp(prefix="hosts-"))
+    try:
+        draw(folder / "photographs")
+        with Testbed(
+            hosts=3, name="hosts", shared=(folder,), environment={"GLOO_SOCKET_IFNAME": "eth0"}
+        ) as testbed:
+            quiet, other = (
+                Pipeline(folder / "photographs", folder / name, STEPS) for name in ("undisturbed", "run")
+            )
+            alone = {stage.name: undisturbed(testbed, stage) for stage in quiet.stages}
+            accidents = Accidents(testbed, other)
+            took = {
+                "align": accidents.align(other.stages[0]),
+                "train": accidents.train(other.stages[1]),
+                **{stage.name: undisturbed(testbed, stage) for stage in other.stages[2:]},
+            }
+        _report(alone, took, accidents, differences(quiet, other))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Accidents:
+    """What happens in the second run, and how long it was felt."""
+
+    def __init__(self, testbed: Testbed, pipeline: Pipeline) -> None:
+        self._testbed, self._pipeline = testbed, pipeline
+        self.felt_s: dict[str, float] = {}
+
+    def align(self, stage: Stage) -> float:
+        """A host loses power, and a new one joins."""
+        began = time.monotonic()
+        job = Submitted(self._testbed, "align", stage.job, stage.arguments)
+        self._until(job, lambda: stage.progress() >= PARTS // 3)
+        self._testbed.kill("h1")
+        self._measure("power cut in alignment: the next part after", job, stage)
+        self._testbed.add("h4")
+        return self._end(job, began)
+
+    def train(self, stage: Stage) -> float:
+        """The cable of a host that trains is cut for good, and a new host joins."""
+        began = time.monotonic()
+        job = Submitted(self._testbed, "train", stage.job, stage.arguments)
+        self._until(job, lambda: stage.progress() >= STEPS // 3)
+        host = next(
+            host
+            for host in self._testbed.standing()
+            if any("RayTrainWorker" in said for _, said in self._testbed.processes(host))
+        )
+        self._testbed.cut(host)
+        self._measure("cut cable in training: training again after", job, stage)
+        self._testbed.kill(host)
+        self._testbed.add("h5")
+        return self._end(job, began)
+
+    def _measure(self, what: str, job: Submitted, stage: Stage) -> None:
+        began, before = time.monotonic(), stage.progress()
+        self._until(job, lambda: stage.progress() >= before + 2)  # one may have been in flight
+        self.felt_s[what] = time.monotonic() - began
+        print(f"{what} {self.felt_s[what]:.1f} s", flush=True)
+
+    @staticmethod
+    def _until(job: Submitted, come: Callable[[], bool]) -> None:
+        until = time.monotonic() + LIMIT_S
+        while not come():
+            if time.monotonic() > until:
+                raise SystemExit(f"not so far in {LIMIT_S:.0f} s\n{job.said()[-3000:]}")
+            time.sleep(0.05)
+
+    def _end(self, job: Submitted, began: float) -> float:
+        self._until(job, job.ended_well)
+        if job.gave_up:
+            raise SystemExit(f"the job gave up by itself {job.gave_up} times\n{job.said()[-3000:]}")
+        return time.monotonic() - began
+
+
+def _report(
+    alone: dict[str, float], took: dict[str, float], accidents: Accidents, compared: list[Row]
+) -> None:
+    rows = []
+    for stage, seconds in alone.items():
+        rows += [Row(f"{stage}, undisturbed", seconds, "s"), Row("  this run", took[stage], "s")]
+    rows += [
+        Row(what, seconds, "s", at_most=25 if "training" in what else None)
+        for what, seconds in accidents.felt_s.items()
+    ]
+    conclude("bench-hosts", rows + compared, ["a head and three hosts of one CPU, on one machine"])
+
+
+if __name__ == "__main__":
+    main()
