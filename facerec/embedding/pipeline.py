@@ -28,6 +28,7 @@ from facerec.embedding.embedder import (
 )
 from facerec.errors import DatasetError
 from facerec.session import on_whole_blocks
+from facerec.telemetry import Prometheus
 
 COLUMNS = ["face_id", "identity", "image", "source_uri", "phash", "box", "confidence"]
 PART = 512
@@ -59,11 +60,14 @@ def embed_faces(config: EmbedConfig) -> publish.Dataset:
         )
         done, total = 0, sum(part.num_rows for part in missing)
         print(f"embed: {faces.manifest['counts']['faces']} faces, {total} to embed", flush=True)
+        gauges, began = Prometheus("facerec_embed", out), time.monotonic()
         with nodes.NodeSeconds() as spent:
             for part in _written(out, missing, config, stamp):
                 lock.require_held(out)
                 done += part["faces"]
                 print(f"embed: {done}/{total} faces", flush=True)
+                rate = done / (time.monotonic() - began)
+                gauges.write({"faces": done, "faces_left": total - done, "faces_per_s": rate})
         if total:
             print(f"embed: {spent.of(total, 'faces')}", flush=True)
         return _publish(out, faces, shards, about(config, card))

@@ -36,9 +36,11 @@ from facerec.evaluation.pairs import Pairs, all_pairs, given_pairs, hardest, loc
 from facerec.evaluation.verification import verify
 from facerec.session import cores
 from facerec.svm import save_svm
+from facerec.telemetry import Prometheus
 
 FORMAT = 3
 """Of report.json; report.schema.json describes it."""
+PARTS = ("identification", "verification", "clustering")
 CHOSEN_ON = {
     "svm": "cross-validation within the training half of the photographs",
     "svm_temperature": "held-out folds of the training half of the photographs",
@@ -83,10 +85,9 @@ def _people(config: EvaluateConfig, inputs: Inputs, seen: Seen | None) -> dict[s
     svm = storage.join(storage.absolute(config.out).rsplit("/", 1)[0], "svm.skops")
     models = {name: scores["identification"].pop("skops") for name, scores in results.items()}
     storage.write_bytes(svm, models["trained"])
-    parts = ("identification", "verification", "clustering")
     return {
         "headline": {name: scores["identification"]["accuracy"] for name, scores in results.items()},
-        **{part: {name: scores[part] for name, scores in results.items()} for part in parts},
+        **{part: {name: scores[part] for name, scores in results.items()} for part in PARTS},
         "unseen_people": people,
         "left_out_people": sorted(cast.scored - set(people)),
         "leakage": leakage.describe(leaks, seen, config.leakage),
@@ -111,7 +112,33 @@ def _all_tasks(
             "identification": _timed.remote(_identify, rows, shared, config.seed, cores()),
             "verification": _timed.remote(_verify_all, rows, scored.identities, scored.face_ids, *again),
         }
-    return {name: {part: ray.get(task) for part, task in parts.items()} for name, parts in tasks.items()}
+    return _results(tasks, Prometheus("facerec_evaluate", config.out))
+
+
+def _results(tasks: dict[str, dict[str, Any]], gauges: Prometheus) -> dict[str, dict[str, Any]]:
+    """What the tasks come to; each is told of as it ends."""
+    names = {task: (name, part) for name, parts in tasks.items() for part, task in parts.items()}
+    waiting, took = list(names), dict.fromkeys(PARTS, 0.0)
+    found: dict[str, dict[str, Any]] = {name: {} for name in tasks}
+    while waiting:
+        (task, *_), waiting = ray.wait(waiting)
+        name, part = names[task]
+        found[name][part] = scores = ray.get(task)
+        took[part] += scores["seconds"]
+        gauges.write(
+            {"parts": len(names) - len(waiting), "parts_left": len(waiting)}
+            | {f"seconds/{part}": seconds for part, seconds in took.items()}
+            | {
+                f"accuracy/{name}": parts["identification"]["accuracy"]
+                for name, parts in found.items()
+                if "identification" in parts
+            }
+        )
+        print(
+            f"evaluate: {part} of {name}, {scores['seconds']:.1f} s; {len(waiting)} of {len(names)} parts left",
+            flush=True,
+        )
+    return found
 
 
 @ray.remote(num_cpus=1)
@@ -164,13 +191,16 @@ def _given_pairs(config: EvaluateConfig, inputs: Inputs, seen: Seen | None) -> d
     about = table["face_id"].to_pylist(), names_of(table).tolist()
     again = config.replicates, config.seed
     tasks = {
-        name: _timed.remote(
-            _verify, given_pairs(listed, rows, vectors_of(dataset)).only(keep), *about, *again
-        )
+        name: {
+            "verification": _timed.remote(
+                _verify, given_pairs(listed, rows, vectors_of(dataset)).only(keep), *about, *again
+            )
+        }
         for name, dataset in inputs.datasets.items()
     }
+    found = _results(tasks, Prometheus("facerec_evaluate", config.out))
     return {
-        "verification": {name: ray.get(task) for name, task in tasks.items()},
+        "verification": {name: parts["verification"] for name, parts in found.items()},
         "pairs": {
             "listed": len(keep),
             "scored": int(keep.sum()),

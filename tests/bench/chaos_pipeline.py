@@ -137,7 +137,7 @@ class Chaos:
         began = time.monotonic()
         self._share += SHARE[stage.name]
         until = round(self._share * sum(FAULTS.values()))
-        job = Submitted(self._testbed, stage.name, stage.job, stage.arguments)
+        job = Submitted(self._testbed, stage)
         while not self._pause(stage, job):
             if len(self.befallen) < until:
                 self._strike(stage, job)

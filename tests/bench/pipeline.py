@@ -45,12 +45,12 @@ ASK_S = 2.0
 class Submitted:
     """A job of jobs/ by ``ray job submit`` from the head, submitted again by the same command until it has ended well."""
 
-    def __init__(self, testbed: Testbed, name: str, job: str, arguments: list[str]) -> None:
+    def __init__(self, testbed: Testbed, stage: Stage) -> None:
         self.submissions = 0
         self.gave_up = 0
         """Times that the job failed by itself."""
-        self._testbed, self._name = testbed, name
-        self._command = [sys.executable, f"jobs/{job}", *arguments]
+        self._testbed, self._name = testbed, f"{stage.run}-{stage.name}"
+        self._command = [sys.executable, f"jobs/{stage.job}", *stage.arguments]
         self._asked = 0.0
         self._killed = False
         self._submit()
@@ -117,6 +117,8 @@ class Submitted:
 class Stage:
     """One job of the pipeline."""
 
+    run: str
+    """Tells it from the same stage of another run."""
     name: str
     job: str
     arguments: list[str]
@@ -144,9 +146,16 @@ class Pipeline:
         source = [str(photographs), "--part", str(PART)]
         vectors = ["--model", str(out / "run/model"), "--precision", "fp32", "--backend", "torch"]
         self.stages = [
-            Stage("align", "align.py", ["--source", *source, "--out", f"{out}/faces"], self._parts("faces")),
-            Stage("train", "train.py", ["--config", f"{out}/train.yaml"], self.step),
             Stage(
+                out.name,
+                "align",
+                "align.py",
+                ["--source", *source, "--out", f"{out}/faces"],
+                self._parts("faces"),
+            ),
+            Stage(out.name, "train", "train.py", ["--config", f"{out}/train.yaml"], self.step),
+            Stage(
+                out.name,
                 "stream",
                 "embed.py",
                 ["--photos", *source, "--take", "subject", *vectors, "--out", f"{out}/stream"],
@@ -154,6 +163,7 @@ class Pipeline:
             ),
             *(
                 Stage(
+                    out.name,
                     folder,
                     "embed.py",
                     ["--faces", f"{out}/faces", "--model", f"{out}/run/{model}", "--out", f"{out}/{folder}"],
@@ -161,7 +171,7 @@ class Pipeline:
                 )
                 for folder, model in {"embeddings": "model", "untrained": "untrained"}.items()
             ),
-            Stage("evaluate", "evaluate.py", self._compared(), lambda: 0),
+            Stage(out.name, "evaluate", "evaluate.py", self._compared(), lambda: 0),
         ]
 
     def _compared(self) -> list[str]:
@@ -210,7 +220,7 @@ def draw(folder: Path) -> int:
 def undisturbed(testbed: Testbed, stage: Stage) -> float:
     """Seconds of a stage that nobody disturbs, from submission to its end."""
     began = time.monotonic()
-    job = Submitted(testbed, f"{stage.name}-quiet", stage.job, stage.arguments)
+    job = Submitted(testbed, stage)
     while not job.ended_well():
         if job.gave_up or time.monotonic() > began + LIMIT_S:
             raise SystemExit(f"the undisturbed {stage.name} failed\n{job.said()[-3000:]}")

@@ -56,7 +56,7 @@ class Accidents:
     def align(self, stage: Stage) -> float:
         """A host loses power, and a new one joins."""
         began = time.monotonic()
-        job = Submitted(self._testbed, "align", stage.job, stage.arguments)
+        job = Submitted(self._testbed, stage)
         self._until(job, lambda: stage.progress() >= PARTS // 3)
         self._testbed.kill("h1")
         self._measure("power cut in alignment: the next part after", job, stage)
@@ -66,7 +66,7 @@ class Accidents:
     def train(self, stage: Stage) -> float:
         """The cable of a host that trains is cut for good, and a new host joins."""
         began = time.monotonic()
-        job = Submitted(self._testbed, "train", stage.job, stage.arguments)
+        job = Submitted(self._testbed, stage)
         self._until(job, lambda: stage.progress() >= STEPS // 3)
         host = next(
             host

@@ -16,6 +16,7 @@ from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import load_model, save_model
 from facerec.models.images import decode_jpeg, to_input
 from tests.support.faces import write_faces
+from tests.support.gauges import documented, gauges_of
 
 MODEL = ModelConfig(side=64)
 
@@ -27,11 +28,14 @@ def config(tmp_path: Path, **changes: str) -> EmbedConfig:
 
 @pytest.mark.usefixtures("ray_local")
 def test_every_face_is_embedded_once_by_the_network_itself_and_a_rerun_makes_what_is_missing(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faces = write_faces(tmp_path / "faces", identities=3, per_identity=3)
     save_model(str(tmp_path / "model"), build(MODEL, seed=0), MODEL, faces.preprocessing, {})
+    gauges = gauges_of(monkeypatch, "embed")
     done = embed_faces(config(tmp_path))
+    assert gauges == {f"ray_facerec_embed_{name}" for name in ("faces", "faces_left", "faces_per_s")}
+    assert gauges < documented("embed")
     table, source = done.read("embeddings"), faces.read("faces")
     assert table.schema.equals(schema.EMBEDDINGS)
     assert table["face_id"].to_pylist() == source["face_id"].to_pylist()

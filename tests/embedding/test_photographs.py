@@ -28,6 +28,7 @@ from facerec.models.format import save_model
 from facerec.models.inference import load_embedder
 from facerec.schema import Preprocessing
 from facerec.synthetic import SyntheticConfig, write_collection
+from tests.support.gauges import documented, gauges_of
 from tests.support.processes import kill_once
 
 MODEL = ModelConfig(side=64)
@@ -72,8 +73,13 @@ def vectors(rows: pa.Table) -> NDArray[np.float32]:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_photographs_give_the_vectors_that_their_faces_on_disk_give(tmp_path: Path, source: Path) -> None:
+def test_photographs_give_the_vectors_that_their_faces_on_disk_give(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gauges = gauges_of(monkeypatch, "embed")
     straight = embed_photographs(brought(source), config(tmp_path))
+    of_faces = {f"ray_facerec_embed_{name}" for name in ("faces_left", "faces_per_s")}
+    assert gauges == documented("embed") - of_faces
     rows = straight.read("embeddings")
     assert rows.schema.equals(schema.EMBEDDINGS)
     faces = align_source(

@@ -23,6 +23,7 @@ from facerec.models.format import save_model
 from facerec.svm import load_svm
 from jobs.evaluate import plan
 from tests.support.faces import write_faces
+from tests.support.gauges import documented, gauges_of
 
 MODEL = ModelConfig(side=64)
 PEOPLE, EACH, TRAINED = 10, 8, 4
@@ -127,9 +128,13 @@ def check(report: dict[str, Any], config: EvaluateConfig) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_ideal_vectors_score_perfectly_everywhere_and_random_ones_by_chance(setting: Setting) -> None:
+def test_ideal_vectors_score_perfectly_everywhere_and_random_ones_by_chance(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gauges = gauges_of(monkeypatch, "evaluate")
     report = evaluate(setting.config)
     check(report, setting.config)
+    assert gauges == documented("evaluate")
     unseen = PEOPLE - TRAINED
     trained, untrained = (report["identification"][name] for name in ("trained", "untrained"))
     assert trained["accuracy"] == trained["nearest_neighbour"]["accuracy"] == 1.0
