@@ -160,7 +160,12 @@ class Testbed:
         """Delay what the host receives; 0 takes the delay off."""
         device = self._device(host)
         if milliseconds:
-            _run("tc", "qdisc", "replace", "dev", device, "root", "netem", "delay", f"{milliseconds}ms")
+            try:
+                _run("tc", "qdisc", "replace", "dev", device, "root", "netem", "delay", f"{milliseconds}ms")
+            except TestbedError as error:
+                raise TestbedError(
+                    f"{error} (slow needs a kernel with netem: CONFIG_NET_SCH_NETEM)"
+                ) from None
         else:
             _run("tc", "qdisc", "delete", "dev", device, "root")
 

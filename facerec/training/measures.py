@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facerec.progress import duration
 from facerec.training.gather import all_reduce, gather_objects
 from facerec.training.losses import TripletSum
 from facerec.training.step import Forward, nearest_negatives
@@ -90,14 +91,6 @@ def progress_line(metrics: dict[str, Any], steps: int, eta_s: float) -> str:
         f"d_ap {metrics['d_ap'][1]:.2f} d_an {metrics['d_an'][1]:.2f} nearest {metrics['nearest_negative']:.2f} "
         f"{metrics['images_per_s']:.0f} images/s, {duration(eta_s)} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as a reader wants them: 1h02m, 3m20s, 12s."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
 
 
 def _totals(sums: TripletSum) -> tuple[float, int, int]:

@@ -2,11 +2,13 @@
 
 A head and three workers (cluster/testbed.py); the jobs are submitted to it (tests/bench/pipeline.py). Faults come in a
 seeded order, each once the job has got on after the one before; every fifth comes while it still recovers. A killed
-raylet or host is replaced, a cut cable is mended, a dead driver submitted again by the same command.
+raylet or host is replaced, a cut cable mended after 2 to 25 s, a frozen host woken after 2 to 15 s, when Ray has often
+given it up, and a dead driver submitted again by the same command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -21,7 +23,7 @@ from tests.bench.pipeline import Pipeline, Stage, Submitted, differences, draw, 
 from tests.bench.targets import Row, conclude
 
 STEPS, SEED = 400, 0
-FAULTS = {"worker": 14, "raylet": 8, "driver": 10, "power": 7, "cable": 7, "slow": 4}
+FAULTS = {"worker": 14, "raylet": 8, "driver": 10, "power": 7, "cable": 7, "freeze": 4}
 SHARE = {"align": 0.3, "train": 0.38, "stream": 0.2, "embeddings": 0.04, "untrained": 0.04, "evaluate": 0.04}
 """Of the faults, by stage; what a stage was too quick for comes in the next."""
 RECOVERY_S = 120.0
@@ -57,12 +59,12 @@ class Hosts:
         self._testbed, self._random = testbed, random
         self._new = 0
         self._mending: tuple[float, Callable[[], None]] | None = None
-        """When, and how, the cable or the speed of a host comes back: of one at a time."""
+        """When, and how, the cable or the breath of a host comes back: of one at a time."""
 
     def befall(self, what: str) -> bool:
         """Do it to one of them; False where there is nothing to do it to."""
         self.mend()
-        if what in ("cable", "slow") and self._mending:
+        if what in ("cable", "freeze") and self._mending:
             return False
         found: bool = getattr(self, f"_{what}")(self._random.choice(self._workers()))
         return found
@@ -100,10 +102,20 @@ class Hosts:
         self._mending = time.monotonic() + self._random.uniform(2, 25), lambda: self._testbed.mend(host)
         return True
 
-    def _slow(self, host: str) -> bool:
-        self._testbed.slow(host, 100)
-        self._mending = time.monotonic() + self._random.uniform(5, 20), lambda: self._testbed.slow(host, 0)
+    def _freeze(self, host: str) -> bool:
+        pids = [pid for pid, _ in self._testbed.processes(host)]
+        self._signal(pids, signal.SIGSTOP)
+        self._mending = (
+            time.monotonic() + self._random.uniform(2, 15),
+            lambda: self._signal(pids, signal.SIGCONT),
+        )
         return True
+
+    @staticmethod
+    def _signal(pids: list[int], number: signal.Signals) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     @staticmethod
     def _end(pid: int) -> bool:

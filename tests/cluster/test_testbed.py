@@ -10,7 +10,7 @@ from subprocess import run
 
 import pytest
 
-from cluster.testbed import Testbed, missing
+from cluster.testbed import Testbed, TestbedError, missing
 from tests.support.processes import runs, started
 
 ASK = (
@@ -61,3 +61,25 @@ def test_hosts_have_names_and_addresses_lose_cable_and_power_and_leave_nothing()
     assert not [link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith("pytest-")]
     assert not Path("/run/facerec-pytest").exists()
     assert "facerec-pytest" not in Path("/proc/mounts").read_text()
+
+
+CONNECT = (
+    "import socket, time; began = time.monotonic(); socket.create_connection(({!r}, 6379)); "
+    "print(time.monotonic() - began)"
+)
+
+
+@pytest.mark.cluster
+def test_what_a_slow_host_receives_is_late() -> None:
+    if lacking := missing():
+        pytest.skip(lacking)
+    with Testbed(hosts=1, name="slowed") as testbed:
+        connect = [*testbed.inside("h1"), sys.executable, "-c", CONNECT.format(testbed.head)]
+        took = []
+        for milliseconds in (300, 0):
+            try:
+                testbed.slow("h1", milliseconds)
+            except TestbedError as error:
+                pytest.skip(str(error))
+            took.append(float(run(connect, capture_output=True, text=True, timeout=60, check=True).stdout))
+    assert took[0] > 0.3 > took[1]
