@@ -33,7 +33,7 @@ from facerec.training.config import TrainConfig
 from tests.bench.targets import Row
 from tests.support.job import last_step
 
-PEOPLE, PHOTOGRAPHS, PART = 24, 20, 8
+PEOPLE, PHOTOGRAPHS, PART = 24, 20, 4
 PARTS = PEOPLE * PHOTOGRAPHS // PART
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
 DASHBOARD = "--address=http://127.0.0.1:8265"
