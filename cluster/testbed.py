@@ -55,6 +55,8 @@ long is dead to the others, and joins anew once it is mended."""
 class TestbedError(Exception):
     """What is missing or in the way, in one line."""
 
+    __test__ = False  # no pytest class, for all its name
+
 
 def ray_settings() -> dict[str, str]:
     """Ray's settings in ray.env, for an environment."""
