@@ -80,6 +80,7 @@ def kill_once(command: list[str], come: Callable[[], bool], limit_s: float = 240
         assert job.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < until, f"not so far in {limit_s} s"
         time.sleep(0.01)
+    job.send_signal(signal.SIGSTOP)  # it does nothing more while its children are counted
     adopt_orphans()
     children = set(descendants(job.pid)) - set(named("Agent"))
     job.kill()
