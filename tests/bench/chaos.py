@@ -13,7 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster.testbed import ray_settings
+import numpy as np
+import pyarrow as pa
+
+from cluster.testbed import Testbed, ray_settings
 from tests.support.job import Restartable
 from tests.support.nodes import Nodes
 from tests.support.processes import named, nothing_left
@@ -79,3 +82,20 @@ class Disturbed:
             self.exits += 1
             print(f"     the driver gave up by itself with status {status}", flush=True)
         self.driver = self._job.start()
+
+
+def training_host(testbed: Testbed) -> str:
+    """One of the hosts that train."""
+    return next(
+        host
+        for host in testbed.standing()
+        if any("RayTrainWorker" in said for _, said in testbed.processes(host))
+    )
+
+
+def apart(one: pa.ChunkedArray, other: pa.ChunkedArray) -> float:
+    """The largest difference of two columns of lists; infinite where they are not as long."""
+    if len(one) != len(other):
+        return float("inf")
+    stacked = (np.stack(column.to_numpy(zero_copy_only=False)) for column in (one, other))
+    return float(np.abs(np.subtract(*stacked)).max())

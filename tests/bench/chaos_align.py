@@ -11,12 +11,11 @@ import contextlib
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from facerec import publish
 from facerec.synthetic import SyntheticConfig, write_collection
-from tests.bench.chaos import LIMIT_S, Disturbed, cluster, undisturbed
+from tests.bench.chaos import LIMIT_S, Disturbed, apart, cluster, undisturbed
 from tests.bench.targets import Row, conclude
 from tests.support.job import Restartable
 from tests.support.nodes import Nodes
@@ -116,10 +115,7 @@ class Chaos:
 def _report(chaos: Chaos, quiet: PartJob, job: PartJob, took: tuple[float, float]) -> None:
     faces, others = (run.read("faces", "face_id") for run in (quiet, job))
     same_ids = faces["face_id"].equals(others["face_id"])
-    apart = np.inf
-    if same_ids:
-        boxes, theirs = (np.stack(table["box"].to_numpy(zero_copy_only=False)) for table in (faces, others))
-        apart = float(np.abs(boxes - theirs).max())
+    distance = apart(faces["box"], others["box"]) if same_ids else float("inf")
     rejects = [run.read("rejects", "source_uri") for run in (quiet, job)]
     rows = [
         Row("the alignment, undisturbed", took[0], "s"),
@@ -131,7 +127,7 @@ def _report(chaos: Chaos, quiet: PartJob, job: PartJob, took: tuple[float, float
         Row("faces of the undisturbed run", faces.num_rows, ""),
         Row("faces of the disturbed run", others.num_rows, ""),
         Row("the same face_ids (1 is yes)", same_ids, "", at_least=1),
-        Row("boxes apart, at most", apart, "px", at_most=0.01),
+        Row("boxes apart, at most", distance, "px", at_most=0.01),
         Row("the same pixels (1 is yes)", faces["image"].equals(others["image"]), "", at_least=1),
         Row("the same rejects (1 is yes)", rejects[0].equals(rejects[1]), "", at_least=1),
     ]

@@ -5,13 +5,11 @@ Killed are actors, raylets and the driver, as in chaos-align.
 
 from __future__ import annotations
 
-import numpy as np
-
 from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import save_model
 from facerec.schema import Preprocessing
 from facerec.synthetic import SyntheticConfig, write_collection
-from tests.bench.chaos import cluster, undisturbed
+from tests.bench.chaos import apart, cluster, undisturbed
 from tests.bench.chaos_align import Chaos, PartJob
 from tests.bench.targets import Row, conclude
 
@@ -41,12 +39,7 @@ def main() -> None:
 def _report(chaos: Chaos, quiet: PartJob, job: PartJob) -> None:
     rows, others = (run.read("embeddings", "face_id") for run in (quiet, job))
     same = rows["face_id"].equals(others["face_id"])
-    apart = np.inf
-    if same:
-        vectors, theirs = (
-            np.stack(table["embedding"].to_numpy(zero_copy_only=False)) for table in (rows, others)
-        )
-        apart = float(np.abs(vectors - theirs).max())
+    distance = apart(rows["embedding"], others["embedding"]) if same else float("inf")
     rejects = [run.read("rejects", "source_uri") for run in (quiet, job)]
     conclude(
         "chaos-embed",
@@ -57,7 +50,7 @@ def _report(chaos: Chaos, quiet: PartJob, job: PartJob) -> None:
             Row("finished parts written again", len(chaos.redone), "", at_most=0),
             Row("vectors of the undisturbed run", rows.num_rows, ""),
             Row("the same face_ids (1 is yes)", same, "", at_least=1),
-            Row("vectors apart, at most", apart, "", at_most=1e-5),
+            Row("vectors apart, at most", distance, "", at_most=1e-5),
             Row("the same rejects (1 is yes)", rejects[0].equals(rejects[1]), "", at_least=1),
         ],
         [f"parts of {PART} photographs; two nodes of one CPU"],

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from cluster.testbed import Testbed, missing
+from tests.bench.chaos import training_host
 from tests.bench.targets import Row, conclude
 from tests.support.job import Job
 
@@ -48,11 +49,7 @@ def main() -> None:
 
 def _recovery(testbed: Testbed, job: Job, fault: str, spare: str) -> float:
     """Seconds until training goes on; afterwards the cable is mended, or a new spare takes the dead host's place."""
-    host = next(
-        host
-        for host in testbed.standing()
-        if any("RayTrainWorker" in said for _, said in testbed.processes(host))
-    )
+    host = training_host(testbed)
     began = time.monotonic()
     (testbed.cut if fault == "cut" else testbed.kill)(host)
     _await(job, job.step() + 2)

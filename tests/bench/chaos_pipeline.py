@@ -11,15 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from cluster.testbed import Testbed, missing
-from tests.bench.pipeline import Pipeline, Stage, Submitted, differences, draw, undisturbed
+from cluster.testbed import Testbed
+from tests.bench.pipeline import Pipeline, Stage, Submitted, differences, hosts_and_two_runs
 from tests.bench.targets import Row, conclude
 
 STEPS, SEED = 400, 0
@@ -31,25 +28,11 @@ RECOVERY_S = 120.0
 
 def main() -> None:
     """The pipeline undisturbed, the pipeline under faults; compare, print, and exit 1 where anything differs."""
-    if lacking := missing():
-        raise SystemExit(f"chaos: {lacking}")
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    try:
-        draw(folder / "photographs")
-        with Testbed(
-            hosts=3, name="chaos", shared=(folder,), environment={"GLOO_SOCKET_IFNAME": "eth0"}
-        ) as testbed:
-            quiet, disturbed = (
-                Pipeline(folder / "photographs", folder / name, STEPS)
-                for name in ("undisturbed", "disturbed")
-            )
-            alone = {stage.name: undisturbed(testbed, stage) for stage in quiet.stages}
-            chaos = Chaos(testbed, disturbed)
-            for stage in disturbed.stages:
-                chaos.disturb(stage)
+    with hosts_and_two_runs("chaos", STEPS) as (testbed, quiet, disturbed, alone):
+        chaos = Chaos(testbed, disturbed)
+        for stage in disturbed.stages:
+            chaos.disturb(stage)
         _report(chaos, alone, differences(quiet, disturbed))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Hosts:

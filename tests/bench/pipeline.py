@@ -11,32 +11,33 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
+import shutil
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import yaml
 
-from cluster.testbed import ROOT, Testbed
+from cluster.testbed import Testbed, missing
 from facerec import publish
 from facerec.models.embedder import ModelConfig
 from facerec.synthetic import SyntheticConfig, write_collection
 from facerec.telemetry import read_json_lines
 from facerec.training.batches import BatchConfig
 from facerec.training.config import TrainConfig
+from tests.bench.chaos import apart
 from tests.bench.targets import Row
 from tests.support.job import last_step
+from tests.support.ray_job import ray_job, submit
 
 PEOPLE, PHOTOGRAPHS, PART = 24, 20, 4
 PARTS = PEOPLE * PHOTOGRAPHS // PART
-RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
-DASHBOARD = "--address=http://127.0.0.1:8265"
 LIMIT_S = 2400.0
 ASK_S = 2.0
 """Seconds between two looks at a job that has no process."""
@@ -66,7 +67,7 @@ class Submitted:
     def kill(self) -> bool:
         """SIGKILL the driver; False where there is none."""
         if driver := self.driver():
-            os.kill(driver, 9)
+            os.kill(driver, signal.SIGKILL)
             self._killed = True
         return driver is not None
 
@@ -75,10 +76,10 @@ class Submitted:
         if self.driver() or time.monotonic() < self._asked + ASK_S:
             return False
         self._asked = time.monotonic()
-        status = self._ray("status", self._id)
-        if "succeeded" in status.lower():
+        status = ray_job(self._testbed, "status", self._id).stdout.lower()
+        if "succeeded" in status:
             return True
-        if "failed" in status.lower() or "stopped" in status.lower():
+        if "failed" in status or "stopped" in status:
             if not self._killed:
                 self.gave_up += 1
                 print(f"     {self._id} gave up by itself: {self.said()[-1500:]}", flush=True)
@@ -87,7 +88,7 @@ class Submitted:
 
     def said(self) -> str:
         """What the last submission printed."""
-        return self._ray("logs", self._id)
+        return ray_job(self._testbed, "logs", self._id).stdout
 
     @property
     def _id(self) -> str:
@@ -95,22 +96,9 @@ class Submitted:
 
     def _submit(self) -> None:
         self.submissions, self._killed = self.submissions + 1, False
-        about = [
-            "--runtime-env",
-            "cluster/runtime_env.yaml",
-            "--working-dir",
-            ".",
-            "--submission-id",
-            self._id,
-        ]
-        self._ray("submit", *about, "--no-wait", "--", *self._command)
-
-    def _ray(self, verb: str, *words: str) -> str:
-        command = [*self._testbed.inside("head"), *RAY, verb, DASHBOARD, *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
-        if done.returncode and verb == "submit":
-            raise SystemExit(f"{' '.join(words)}: {done.stdout}{done.stderr}")
-        return done.stdout
+        done = submit(self._testbed, self._id, self._command, "--no-wait")
+        if done.returncode:
+            raise SystemExit(f"{self._id}: {done.stdout}{done.stderr}")
 
 
 @dataclass(frozen=True)
@@ -212,9 +200,28 @@ class Pipeline:
         return report
 
 
-def draw(folder: Path) -> int:
-    """The photographs that the pipeline begins with; their number."""
-    return write_collection(folder, SyntheticConfig(identities=PEOPLE, photographs=PHOTOGRAPHS))
+@contextlib.contextmanager
+def hosts_and_two_runs(
+    name: str, steps: int
+) -> Iterator[tuple[Testbed, Pipeline, Pipeline, dict[str, float]]]:
+    """A head and three workers; a run that nobody disturbed, one that has not begun, and seconds by stage of the first.
+
+    Exits where this machine can have no testbed; nothing is left, however the block ends.
+    """
+    if lacking := missing():
+        raise SystemExit(f"{name}: {lacking}")
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    environment = {"GLOO_SOCKET_IFNAME": "eth0"}
+    try:
+        write_collection(folder / "photographs", SyntheticConfig(identities=PEOPLE, photographs=PHOTOGRAPHS))
+        with Testbed(hosts=3, name=name, shared=(folder,), environment=environment) as testbed:
+            quiet, other = (
+                Pipeline(folder / "photographs", folder / run, steps) for run in ("undisturbed", "disturbed")
+            )
+            alone = {stage.name: undisturbed(testbed, stage) for stage in quiet.stages}
+            yield testbed, quiet, other, alone
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def undisturbed(testbed: Testbed, stage: Stage) -> float:
@@ -237,7 +244,7 @@ def differences(one: Pipeline, other: Pipeline) -> list[Row]:
     return [
         Row("faces, undisturbed", faces.num_rows, ""),
         _equal("the same face_ids", faces["face_id"], theirs["face_id"]),
-        Row("boxes apart, at most", _apart(faces["box"], theirs["box"]), "px", at_most=0.01),
+        Row("boxes apart, at most", apart(faces["box"], theirs["box"]), "px", at_most=0.01),
         _equal("the same pixels", faces["image"], theirs["image"]),
         *(
             _equal(f"the same rejects of {folder}", *(_rejects(run, folder) for run in (one, other)))
@@ -247,7 +254,7 @@ def differences(one: Pipeline, other: Pipeline) -> list[Row]:
         _equal("the same batches", [line["batches"] for line in steps], [line["batches"] for line in again]),
         _equal("the same weights, bit for bit", one.weights(), other.weights()),
         _equal("vectors of the same faces", vectors["face_id"], others["face_id"]),
-        Row("vectors apart, at most", _apart(vectors["embedding"], others["embedding"]), "", at_most=1e-5),
+        Row("vectors apart, at most", apart(vectors["embedding"], others["embedding"]), "", at_most=1e-5),
         Row("SVM on people never seen", one.report()["headline"]["trained"], ""),
         Row("  the same", one.report()["headline"] == other.report()["headline"], "1 is yes", at_least=1),
     ]
@@ -259,10 +266,3 @@ def _equal(what: str, one: Any, other: Any) -> Row:
 
 def _rejects(run: Pipeline, folder: str) -> pa.Table:
     return run.rows(folder, "rejects", "source_uri").select(["source_uri", "reason"])
-
-
-def _apart(one: pa.ChunkedArray, other: pa.ChunkedArray) -> float:
-    if len(one) != len(other):
-        return float("inf")
-    stacked = (np.stack(column.to_numpy(zero_copy_only=False)) for column in (one, other))
-    return float(np.abs(np.subtract(*stacked)).max())

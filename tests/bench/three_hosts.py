@@ -8,14 +8,20 @@ metrics pass the step that was in flight; compared is all that both runs leave.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from cluster.testbed import Testbed, missing
-from tests.bench.pipeline import LIMIT_S, PARTS, Pipeline, Stage, Submitted, differences, draw, undisturbed
+from cluster.testbed import Testbed
+from tests.bench.chaos import training_host
+from tests.bench.pipeline import (
+    LIMIT_S,
+    PARTS,
+    Stage,
+    Submitted,
+    differences,
+    hosts_and_two_runs,
+    undisturbed,
+)
 from tests.bench.targets import Row, conclude
 
 STEPS = 300
@@ -23,34 +29,21 @@ STEPS = 300
 
 def main() -> None:
     """The pipeline undisturbed, then with its accidents; compare, print, and exit 1 where it fell short."""
-    if lacking := missing():
-        raise SystemExit(f"bench-hosts: {lacking}")
-    folder = Path(tempfile.mkdtemp(prefix="hosts-"))
-    try:
-        draw(folder / "photographs")
-        with Testbed(
-            hosts=3, name="hosts", shared=(folder,), environment={"GLOO_SOCKET_IFNAME": "eth0"}
-        ) as testbed:
-            quiet, other = (
-                Pipeline(folder / "photographs", folder / name, STEPS) for name in ("undisturbed", "run")
-            )
-            alone = {stage.name: undisturbed(testbed, stage) for stage in quiet.stages}
-            accidents = Accidents(testbed, other)
-            took = {
-                "align": accidents.align(other.stages[0]),
-                "train": accidents.train(other.stages[1]),
-                **{stage.name: undisturbed(testbed, stage) for stage in other.stages[2:]},
-            }
+    with hosts_and_two_runs("hosts", STEPS) as (testbed, quiet, other, alone):
+        accidents = Accidents(testbed)
+        took = {
+            "align": accidents.align(other.stages[0]),
+            "train": accidents.train(other.stages[1]),
+            **{stage.name: undisturbed(testbed, stage) for stage in other.stages[2:]},
+        }
         _report(alone, took, accidents, differences(quiet, other))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Accidents:
     """What happens in the second run, and how long it was felt."""
 
-    def __init__(self, testbed: Testbed, pipeline: Pipeline) -> None:
-        self._testbed, self._pipeline = testbed, pipeline
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
         self.felt_s: dict[str, float] = {}
 
     def align(self, stage: Stage) -> float:
@@ -68,11 +61,7 @@ class Accidents:
         began = time.monotonic()
         job = Submitted(self._testbed, stage)
         self._until(job, lambda: stage.progress() >= STEPS // 3)
-        host = next(
-            host
-            for host in self._testbed.standing()
-            if any("RayTrainWorker" in said for _, said in self._testbed.processes(host))
-        )
+        host = training_host(self._testbed)
         self._testbed.cut(host)
         self._measure("cut cable in training: training again after", job, stage)
         self._testbed.kill(host)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import sys
 from pathlib import Path
-from subprocess import CompletedProcess, run
 
 import pytest
 
-from cluster.testbed import ROOT, Testbed
+from cluster.testbed import Testbed
 from facerec import publish
 from facerec.synthetic import SyntheticConfig, write_collection
 from tests.support.processes import await_that
-
-RAY = [sys.executable, "-m", "ray.scripts.scripts", "job"]
-DASHBOARD = "--address=http://127.0.0.1:8265"
+from tests.support.ray_job import ray_job, submit
 
 
 @pytest.mark.cluster
@@ -46,45 +42,31 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
         shared=(shared,),
         environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
     ) as testbed:
-
-        def ray_job(verb: str, *words: str, **environment: str) -> CompletedProcess[str]:
-            given = [f"{name}={value}" for name, value in environment.items()]
-            command = [*testbed.inside("head"), "env", *given, *RAY, verb, DASHBOARD, *words]
-            return run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=os.environ)
-
-        def submit(name: str, *words: str, **environment: str) -> CompletedProcess[str]:
-            about = [
-                "--runtime-env",
-                "cluster/runtime_env.yaml",
-                "--working-dir",
-                ".",
-                "--submission-id",
-                name,
-            ]
-            flags = [word for word in words if word == "--no-wait"]
-            return ray_job("submit", *about, *flags, "--", *align, *words[len(flags) :], **environment)
-
-        refused = submit("stranger", "--dry-run", RAY_AUTH_TOKEN="another")
+        refused = submit(testbed, "stranger", [*align, "--dry-run"], RAY_AUTH_TOKEN="another")
         assert refused.returncode != 0
         assert "token" in (refused.stdout + refused.stderr).lower()
 
-        planned = submit("planned", "--dry-run")
+        planned = submit(testbed, "planned", [*align, "--dry-run"])
         assert planned.returncode == 0, planned.stdout + planned.stderr
         assert "align: to align     600 photographs in 30 parts of up to 20" in planned.stdout
         assert token not in planned.stdout + planned.stderr
         assert not out.exists()
 
-        assert submit("stopped", "--no-wait").returncode == 0
-        await_that(lambda: len(list(out.glob("parts/*"))) >= 2, lambda: ray_job("logs", "stopped").stdout)
-        ray_job("stop", "stopped")
+        assert submit(testbed, "stopped", align, "--no-wait").returncode == 0
+        await_that(
+            lambda: len(list(out.glob("parts/*"))) >= 2, lambda: ray_job(testbed, "logs", "stopped").stdout
+        )
+        ray_job(testbed, "stop", "stopped")
         said = "align: interrupted; the same command goes on from here"
         await_that(
-            lambda: said in ray_job("logs", "stopped").stdout, lambda: ray_job("logs", "stopped").stdout, 60
+            lambda: said in ray_job(testbed, "logs", "stopped").stdout,
+            lambda: ray_job(testbed, "logs", "stopped").stdout,
+            60,
         )
         assert not (out / "manifest.json").exists()
         left = 600 - 20 * len(list(out.glob("parts/*.parquet")))
 
-        again = submit("again")
+        again = submit(testbed, "again", align)
         assert again.returncode == 0, again.stdout + again.stderr
         found = re.search(r"(\d+) to align", again.stdout)
         assert found, again.stdout
