@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
+from cluster.testbed import Testbed
 from facerec.publish import Dataset
 from tests.support.faces import write_faces
-from tests.support.processes import kill_once
+from tests.support.job import Restartable
+from tests.support.processes import await_that, kill_once
 
 JOB = Path(__file__).parents[1] / "jobs" / "experiment.py"
 
 
-def command(folder: Path, faces: Dataset) -> list[str]:
+def write_settings(folder: Path, faces: Dataset, grid: dict[str, list[Any]], amount: int) -> list[str]:
+    """An experiment's settings below the folder, and the arguments that name them."""
     settings = {
         "faces": faces.folder,
         "out": f"{folder}/out",
-        "grid": {"batch.p": [4, 50], "mining.shares": [1, 2]},
-        "amount": 1600,
+        "grid": grid,
+        "amount": amount,
         "cpus": 0.5,
         "train": {
             "model": {"side": 32},
@@ -33,13 +39,15 @@ def command(folder: Path, faces: Dataset) -> list[str]:
         },
     }
     (folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
-    return [sys.executable, str(JOB), "--config", str(folder / "experiment.yaml")]
+    return ["--config", str(folder / "experiment.yaml")]
 
 
 def test_a_killed_experiment_goes_on_and_a_cell_that_cannot_be_is_a_row_with_its_reason(
     tmp_path: Path,
 ) -> None:
-    started = command(tmp_path, write_faces(tmp_path / "faces", 12, 8))
+    grid = {"batch.p": [4, 50], "mining.shares": [1, 2]}
+    faces = write_faces(tmp_path / "faces", 12, 8)
+    started = [sys.executable, str(JOB), *write_settings(tmp_path, faces, grid, 1600)]
     kill_once(started, lambda: bool(list(tmp_path.glob("out/cells/*/run/checkpoints/step-*"))))
     subprocess.run(started, capture_output=True, timeout=300, check=True, env=os.environ)
     logs = [log.read_text() for log in tmp_path.glob("out/cells/*/log.txt")]
@@ -58,3 +66,27 @@ def test_a_killed_experiment_goes_on_and_a_cell_that_cannot_be_is_a_row_with_its
     assert "2 failed" in page
     again = subprocess.run(started, capture_output=True, text=True, timeout=300, check=True, env=os.environ)
     assert "4 cells, 0 to run" in again.stdout
+
+
+@pytest.mark.cluster
+def test_an_experiment_on_two_hosts_is_killed_half_way_and_finished_by_the_same_command(shared: Path) -> None:
+    grid = {"batch.p": [4, 6], "mining.shares": [1, 2], "seed": [0, 1]}
+    arguments = write_settings(shared, write_faces(shared / "faces", 12, 8), grid, 4800)
+    job, cells = Restartable("experiment.py", arguments, shared / "log", {}), shared / "out" / "cells"
+
+    def finished() -> dict[Path, int]:
+        return {result: result.stat().st_mtime_ns for result in cells.glob("*/result.json")}
+
+    with Testbed(hosts=2, name="trials", shared=(shared,)) as testbed:
+        driver = job.start(*testbed.inside("head"))
+        await_that(lambda: len(finished()) >= 3, job.said)
+        for process, said in testbed.processes("head"):
+            if "experiment.py" in said:
+                os.kill(process, signal.SIGKILL)
+        driver.wait(timeout=10)
+        before = finished()
+        assert len(before) < 8, "killed too late"
+        assert job.start(*testbed.inside("head")).wait(timeout=400) == 0, job.said()
+    assert finished().items() >= before.items(), "a finished cell is not run again"
+    rows = pq.read_table(shared / "out/results.parquet").to_pylist()
+    assert [(row["faces_seen"], row["error"]) for row in rows] == [(4800, None)] * 8

@@ -9,14 +9,22 @@ which is the soft margin of batch_hard with a smooth maximum over the negatives 
 pair teaches about the whole global batch. With squared distances of unit vectors it is InfoNCE at the temperature
 1 / (2 soft). Neither has a margin's end with ``soft``: all triplets and pairs stay active.
 
-Both sum up the gradient with respect to the distances while these are looked at, in blocks of rows: O(b x block) memory.
+multi_similarity weighs an anchor's positives and negatives apart, each by how it lies beside the others (Wang et al.
+2019, equations 11, 12 and 15), with s the cosine, 1 - d / 2 of squared distances d:
+
+    log(1 + sum over p of exp(alpha * (base - s_ap))) / alpha + log(1 + sum over n of exp(beta * (s_an - base))) / beta
+
+over positives less than epsilon nearer than the nearest negative, and negatives less than epsilon farther than the
+farthest positive. What is in order already is left alone, so people are not drawn into points.
+
+All sum up the gradient with respect to the distances while these are looked at, in blocks of rows: O(b x block) memory.
 Legend as in distances.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +32,14 @@ from torch import Tensor
 
 from facerec.training.distances import Block, Distance, blocks
 from facerec.training.losses import TripletSum, penalty
-from facerec.training.mining import MiningConfig
+from facerec.training.mining import ALPHA, BASE, BETA, EPSILON, Miner, MiningConfig
 
-Dense = Literal["batch_all", "n_pair"]
+Dense = Literal["batch_all", "n_pair", "multi_similarity"]
+
+
+def is_dense(miner: Miner) -> TypeGuard[Dense]:
+    """Whether it lists no triplets, so that its loss is found here."""
+    return miner in get_args(Dense)
 
 
 def dense_sum(
@@ -108,9 +121,25 @@ def _every_pair(part: Block, config: MiningConfig) -> tuple[Tensor, Tensor, Tens
     return F.softplus(gap).sum(), real.sum(), slope
 
 
+def _every_anchor(part: Block, _config: MiningConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of each anchor's positives and negatives, each side by itself."""
+    to_positives, to_negatives = 1 - part.d_positives / 2, 1 - part.to_negatives / 2
+    farthest = torch.where(part.is_positive, to_positives, torch.inf).min(dim=1, keepdim=True).values
+    nearest = to_negatives.max(dim=1, keepdim=True).values
+    pulled = part.is_positive & (to_positives - EPSILON < nearest)
+    pull = torch.where(pulled, ALPHA * (BASE - to_positives), -torch.inf)
+    push = torch.where(to_negatives + EPSILON > farthest, BETA * (to_negatives - BASE), -torch.inf)
+    pulls, pushes = (F.softplus(side.logsumexp(dim=1, keepdim=True)) for side in (pull, push))
+    slope = -(push - pushes).exp() / 2
+    slope.scatter_add_(1, part.positives, (pull - pulls).exp() / 2)
+    losses = pulls / ALPHA + pushes / BETA
+    return losses.sum(), (losses > 0).sum(), slope
+
+
 LOSSES: dict[Dense, Callable[[Block, MiningConfig], tuple[Tensor, Tensor, Tensor]]] = {
     "batch_all": _every_triplet,
     "n_pair": _every_pair,
+    "multi_similarity": _every_anchor,
 }
 
 

@@ -20,13 +20,13 @@ class TripletSum:
     total: Tensor
     """Sum over active triplets, tied to the graph also where there is none."""
     active: Tensor
-    """int64 scalar: triplets (with n_pair: pairs) with a loss above 0."""
+    """int64 scalar: triplets (with n_pair: pairs, with multi_similarity: anchors) with a loss above 0."""
     pairs: Tensor
     """int64 scalar: anchor-positive pairs that were looked at, with a negative or without."""
     d_ap: Tensor
-    """Distances of anchors and positives of the valid triplets, detached; with batch_all and n_pair of all pairs."""
+    """Distances of anchors and positives of the valid triplets, detached; with those of dense of all pairs."""
     d_an: Tensor
-    """Distances of anchors and negatives of the valid triplets; with batch_all and n_pair to each anchor's nearest negative."""
+    """Distances of anchors and negatives of the valid triplets; with those of dense to each anchor's nearest negative."""
 
     def __add__(self, other: TripletSum) -> TripletSum:
         """The sum over both's triplets."""

@@ -17,9 +17,11 @@ from torch import Tensor
 from facerec.errors import ConfigError
 from facerec.training.distances import Block, Distance, blocks
 
-Miner = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair"]
-Strategy = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair", "curriculum"]
+Miner = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair", "multi_similarity"]
+Strategy = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair", "multi_similarity", "curriculum"]
 
+ALPHA, BETA, BASE, EPSILON = 2.0, 50.0, 0.5, 0.1
+"""Of multi_similarity, as pytorch-metric-learning has them: scales of positives and negatives, and cosines. See dense."""
 SORT_ABOVE = 8
 """Faces an identity above which semi-hard sorts a row once: a sort costs as much as a search for eight."""
 
@@ -30,7 +32,8 @@ class MiningConfig:
 
     strategy: Strategy = "semi_hard"
     """semi_hard never collapsed; batch_hard is stronger late; curriculum is the first, then the second; seed mixes;
-    batch_all takes every triplet there is; n_pair each pair against all negatives at once, with ``soft``."""
+    batch_all takes every triplet there is; n_pair each pair against all negatives at once, with ``soft``;
+    multi_similarity each anchor's pairs that are out of order, positives and negatives apart, without a margin."""
     margin: float = 0.2
     """How much farther than the positive the negative must be, in ``distance``; without a part in soft losses."""
     distance: Distance = "squared"
@@ -63,6 +66,8 @@ class MiningConfig:
             raise ConfigError(f"soft is {self.soft}; choose 0 for the hinge, or above (--mining.soft)")
         if self.strategy == "n_pair" and not self.soft:
             raise ConfigError("n_pair has no hinge; choose soft above 0, like 5 (--mining.soft)")
+        if self.strategy == "multi_similarity" and self.distance != "squared":
+            raise ConfigError("multi_similarity is of cosines; choose squared (--mining.distance)")
         if self.shares < 1:
             raise ConfigError(
                 f"shares is {self.shares}; choose 1 for the global batch, or above (--mining.shares)"
@@ -75,6 +80,9 @@ class MiningConfig:
         """The loss of a batch of P identities x K faces where all distances are equal."""
         if self.strategy == "n_pair":
             return math.log1p((p // self.shares - 1) * k)
+        if self.strategy == "multi_similarity":
+            pull = math.log1p((k - 1) * math.exp(ALPHA * (BASE - 1))) / ALPHA
+            return pull + math.log1p((p // self.shares - 1) * k * math.exp(BETA * (1 - BASE))) / BETA
         return math.log(2) if self.soft else self.margin
 
 

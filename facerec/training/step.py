@@ -22,7 +22,7 @@ from facerec.models.images import normalize
 from facerec.models.precision import full_or_half
 from facerec.training.batchnorm import global_statistics, kept_statistics
 from facerec.training.clock import Clock
-from facerec.training.dense import dense_sum
+from facerec.training.dense import dense_sum, is_dense
 from facerec.training.gather import gather, world
 from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
 from facerec.training.metric_learning import library_loss
@@ -154,7 +154,7 @@ def _triplets(
     first: int,
     mining: MiningConfig,
 ) -> TripletSum:
-    if miner == "batch_all" or miner == "n_pair":
+    if is_dense(miner):
         return dense_sum(miner, local, everyone, labels, faces, first, mining)
     triplets = mine(miner, local, everyone, labels, faces, first, mining.margin, distance=mining.distance)
     return triplet_sum(local, everyone, triplets, mining)

@@ -151,7 +151,8 @@ def _overhead(data: Path) -> list[Row]:
     """Photographs a second of Ray Data and of a pool of as many processes, once both are warm."""
     medium = [str(path) for path in sorted((data / "odd/compreface_samples").iterdir()) if _is_medium(path)]
     uris = (medium * PHOTOGRAPHS)[:PHOTOGRAPHS]
-    photographs = pa.table([uris, ["nobody"] * len(uris)], schema=schema.PHOTOGRAPHS)
+    names = [f"nobody {number}" for number in range(len(uris))]  # of equal parts one would be made
+    photographs = pa.table([uris, names], schema=schema.PHOTOGRAPHS)
     rates: dict[str, list[float]] = {"pool": [], "ray": []}
     starts: dict[str, list[float]] = {"pool": [], "ray": []}
     with ray_session(PROCESSES):

@@ -20,11 +20,11 @@ from facerec.training.metric_learning import LibraryLoss
 from facerec.training.mining import Miner, MiningConfig
 from facerec.training.step import MicroBatches, descend
 from tests.support.ddp import run_ddp
-from tests.training.test_mining import MINERS, by_loops, every_triplet, n_pair_losses
+from tests.training.test_mining import MINERS, by_loops, every_triplet, multi_similarity_losses, n_pair_losses
 
 MICRO, PEOPLE, MARGIN = 6, 6, 0.3
 LIBRARY = LibraryLoss(loss="MultiSimilarityLoss")
-DENSE: list[Miner] = ["batch_all", "n_pair"]
+DENSE: list[Miner] = ["batch_all", "n_pair", "multi_similarity"]
 SOFT = 3.0
 """With n_pair, which has no hinge."""
 CASES = [
@@ -133,6 +133,13 @@ def plain_step(
     losses = [gap + MARGIN for gap in gaps]
     if miner == "n_pair":
         losses = n_pair_losses(triplets, gaps, SOFT)
+    if miner == "multi_similarity":
+        losses = [
+            loss
+            for share in range(shares)
+            for rows in [(labels % shares == share).nonzero()[:, 0]]
+            for loss in multi_similarity_losses(z[rows], labels[rows].tolist(), faces[rows].tolist())
+        ]
     active = [loss for loss in losses if loss > 0]
     mean = torch.stack(active).mean()
     mean.backward()  # type: ignore[no-untyped-call]

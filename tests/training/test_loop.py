@@ -319,6 +319,7 @@ def test_a_run_starts_from_a_model_and_refuses_one_of_another_network(
         (MiningConfig(), 0.201),
         (MiningConfig(soft=5.0), 0.6932),
         (MiningConfig(strategy="n_pair", soft=5.0), 3.367),  # log(1 + 7 * 4)
+        (MiningConfig(strategy="multi_similarity"), 0.9385),  # log(1 + 3 / e) / 2 + log(1 + 28 e^25) / 50
     ],
 )
 def test_collapse_is_said_after_three_lines_and_names_what_to_change(

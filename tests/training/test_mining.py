@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pytorch_metric_learning.losses import MultiSimilarityLoss
+from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor
 
 from facerec.errors import ConfigError
-from facerec.training.dense import dense_sum
+from facerec.training.dense import dense_sum, is_dense
 from facerec.training.distances import Distance
 from facerec.training.losses import TripletSum, triplet_sum
 from facerec.training.mining import Miner, MiningConfig, mine
 
 MINERS: list[Miner] = ["batch_hard", "semi_hard", "seed"]
-DENSE: list[Miner] = ["batch_all", "n_pair"]
+DENSE: list[Miner] = ["batch_all", "n_pair", "multi_similarity"]
 Found = set[tuple[int, int, int]]
 
 
@@ -131,6 +133,7 @@ def test_mining_keeps_full_precision_under_autocast() -> None:
         {"strategy": "hardest"},
         {"hard_below": 2.0},
         {"strategy": "n_pair"},
+        {"strategy": "multi_similarity", "distance": "l2"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
@@ -156,7 +159,13 @@ LOSSES = [MiningConfig(distance=d, soft=s, margin=0.3) for d in ("squared", "l2"
 
 @pytest.mark.parametrize(
     ("miner", "config"),
-    [(miner, config) for miner in (*MINERS, *DENSE) for config in LOSSES if config.soft or miner != "n_pair"],
+    [
+        (miner, config)
+        for miner in (*MINERS, *DENSE)
+        for config in LOSSES
+        if (config.soft or miner != "n_pair")
+        and (config.distance == "squared" or miner != "multi_similarity")
+    ],
     ids=lambda value: f"{value.distance}-{value.soft}" if isinstance(value, MiningConfig) else value,
 )
 def test_loss_and_gradient_are_those_of_triple_loops(miner: Miner, config: MiningConfig) -> None:
@@ -184,7 +193,7 @@ def _summed(
     miner: Miner, embeddings: Tensor, labels: Tensor, faces: Tensor, rows: range, config: MiningConfig
 ) -> TripletSum:
     local = embeddings[rows.start : rows.stop]
-    if miner == "batch_all" or miner == "n_pair":
+    if is_dense(miner):
         return dense_sum(miner, local, embeddings, labels, faces, rows.start, config, block=4)
     distance = config.distance
     found = mine(
@@ -199,6 +208,8 @@ def _plain_losses(
     def distance(i: int, j: int) -> Tensor:
         return _plain_distance(embeddings[i], embeddings[j], config.distance)
 
+    if miner == "multi_similarity":
+        return multi_similarity_losses(embeddings, labels.tolist(), faces.tolist())
     everyone = range(len(labels))
     d = [[float(distance(i, j).detach()) for j in everyone] for i in everyone]
     triplets = list(
@@ -220,6 +231,39 @@ def n_pair_losses(triplets: list[tuple[int, int, int]], gaps: list[Tensor], soft
     for (a, p, _), gap in zip(triplets, gaps, strict=True):
         pairs.setdefault((a, p), []).append(torch.exp(soft * gap))
     return [torch.log1p(torch.stack(terms).sum()) for terms in pairs.values()]
+
+
+def multi_similarity_losses(embeddings: Tensor, labels: list[int], faces: list[int]) -> list[Tensor]:
+    """One an anchor that has a positive and a negative: Wang et al. 2019, term by term."""
+    cosines = 1 - (embeddings[:, None] - embeddings).square().sum(2) / 2
+    everyone = range(len(labels))
+    losses = []
+    for a in everyone:
+        positives = [cosines[a, j] for j in everyone if labels[j] == labels[a] and faces[j] != faces[a]]
+        negatives = [cosines[a, j] for j in everyone if labels[j] != labels[a]]
+        if positives and negatives:
+            nearest, farthest = max(negatives), min(positives)
+            pull = [torch.exp(2 * (0.5 - s)) for s in positives if s - 0.1 < nearest]
+            push = [torch.exp(50 * (s - 0.5)) for s in negatives if s + 0.1 > farthest]
+            one = cosines.new_ones(())
+            losses.append(torch.log(sum(pull, one)) / 2 + torch.log(sum(push, one)) / 50)
+    return losses
+
+
+def test_multi_similarity_is_the_library_s() -> None:
+    """Without a face that stands in the batch twice, of which the library knows nothing; it normalises by itself."""
+    plain, labels, _ = random_batch(5)
+    faces = torch.arange(len(labels))
+    plain.requires_grad_()
+    expected = MultiSimilarityLoss()(plain, labels, MultiSimilarityMiner()(plain, labels)) * len(labels)
+    expected.backward()
+    embeddings = plain.detach().clone().requires_grad_()
+    unit = F.normalize(embeddings, dim=1)
+    sums = dense_sum("multi_similarity", unit, unit, labels, faces, 0, MiningConfig(), block=7)
+    sums.total.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(sums.total, expected)
+    assert plain.grad is not None
+    torch.testing.assert_close(embeddings.grad, plain.grad, rtol=0, atol=1e-9)
 
 
 def every_triplet(labels: list[int], faces: list[int]) -> Iterator[tuple[int, int, int]]:
