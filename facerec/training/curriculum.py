@@ -42,7 +42,7 @@ class Curriculum:
         """Count the step that makes ``done``. Collective at the end of each window."""
         if self._config.strategy != "curriculum" or self._turned:
             return
-        self._counts += torch.stack([sums.active, sums.pairs])
+        self._counts += torch.stack([sums.active, sums.looked_at])
         if done % WINDOW:
             return
         active, pairs = self._take().tolist()

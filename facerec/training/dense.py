@@ -61,19 +61,24 @@ def dense_sum(
     return TripletSum(total, *numbers)
 
 
+Sums = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Loss of a block, how much of it is active, of how much that was looked at, and dL/dS [r, b] of squared distances S."""
+
+
 class _Dense(torch.autograd.Function):
     """Loss and, in the same pass, its gradient: with S the squared distances and G = dL/dS of a block of anchors A,
     dL/dA = 2 (rowsum(G) A - G E) and dL/dE = 2 (colsum(G) E - G^T A) for all embeddings E."""
 
     @staticmethod
     def forward(
-        ctx: Any, local: Tensor, everyone: Tensor, parts: Iterator[tuple[Block, Tensor, Tensor, Tensor]]
+        ctx: Any, local: Tensor, everyone: Tensor, parts: Iterator[tuple[Block, *Sums]]
     ) -> tuple[Tensor, ...]:
         total, active = local.new_zeros(()), torch.zeros((), dtype=torch.int64, device=local.device)
+        looked_at = torch.zeros_like(active)
         to_local, to_everyone = torch.zeros_like(local), torch.zeros_like(everyone)
         d_ap, d_an = [], []
-        for part, losses, count, slope in parts:
-            total, active = total + losses, active + count
+        for part, losses, count, candidates, slope in parts:
+            total, active, looked_at = total + losses, active + count, looked_at + candidates
             anchors = local[part.rows]
             to_local[part.rows] = 2 * (slope.sum(1)[:, None] * anchors - slope @ everyone)
             to_everyone += 2 * (slope.sum(0)[:, None] * everyone - slope.T @ anchors)
@@ -81,8 +86,7 @@ class _Dense(torch.autograd.Function):
             d_ap.append(part.d_positives[part.is_positive])
             d_an.append(nearest[nearest.isfinite()])
         ctx.save_for_backward(to_local, to_everyone)
-        pairs, negatives = torch.cat(d_ap), torch.cat(d_an)
-        numbers = (active, torch.tensor(len(pairs), device=local.device), pairs, negatives)
+        numbers = (active, looked_at, torch.cat(d_ap), torch.cat(d_an))
         ctx.mark_non_differentiable(*numbers)
         return (total, *numbers)
 
@@ -92,8 +96,8 @@ class _Dense(torch.autograd.Function):
         return grads[0] * to_local, grads[0] * to_everyone, None
 
 
-def _every_triplet(part: Block, config: MiningConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, count of active triplets, and the gradient with respect to the block's squared distances, [r, b]."""
+def _every_triplet(part: Block, config: MiningConfig) -> Sums:
+    """Of all triplets."""
     slope = torch.zeros_like(part.to_negatives)
     total, active = slope.new_zeros(()), torch.zeros((), dtype=torch.int64, device=slope.device)
     is_negative = part.to_negatives.isfinite()
@@ -105,11 +109,11 @@ def _every_triplet(part: Block, config: MiningConfig) -> tuple[Tensor, Tensor, T
         slope -= _by_squared(slopes, part.to_negatives, config.distance)
         ours = _by_squared(slopes.sum(1), part.d_positives[:, q], config.distance)
         slope.scatter_add_(1, part.positives[:, q, None], ours[:, None])
-    return total, active, slope
+    return total, active, (part.is_positive.sum(1) * is_negative.sum(1)).sum(), slope
 
 
-def _every_pair(part: Block, config: MiningConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of each anchor-positive pair against all negatives; those of an anchor share one sum of exponentials."""
+def _every_pair(part: Block, config: MiningConfig) -> Sums:
+    """Of each anchor-positive pair against all negatives; those of an anchor share one sum of exponentials."""
     towards = -config.soft * part.to_negatives  # -inf at the anchor's own identity
     negatives = towards.logsumexp(dim=1, keepdim=True)
     real = part.is_positive & negatives.isfinite()
@@ -118,11 +122,11 @@ def _every_pair(part: Block, config: MiningConfig) -> tuple[Tensor, Tensor, Tens
     shares = torch.where(negatives.isfinite(), (towards - negatives).exp(), 0.0)
     slope = -_by_squared(slopes.sum(1, keepdim=True) * shares, part.to_negatives, config.distance)
     slope.scatter_add_(1, part.positives, _by_squared(slopes, part.d_positives, config.distance))
-    return F.softplus(gap).sum(), real.sum(), slope
+    return F.softplus(gap).sum(), real.sum(), real.sum(), slope
 
 
-def _every_anchor(part: Block, _config: MiningConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of each anchor's positives and negatives, each side by itself."""
+def _every_anchor(part: Block, _config: MiningConfig) -> Sums:
+    """Of each anchor's positives and negatives, each side by itself."""
     to_positives, to_negatives = 1 - part.d_positives / 2, 1 - part.to_negatives / 2
     farthest = torch.where(part.is_positive, to_positives, torch.inf).min(dim=1, keepdim=True).values
     nearest = to_negatives.max(dim=1, keepdim=True).values
@@ -133,10 +137,10 @@ def _every_anchor(part: Block, _config: MiningConfig) -> tuple[Tensor, Tensor, T
     slope = -(push - pushes).exp() / 2
     slope.scatter_add_(1, part.positives, (pull - pulls).exp() / 2)
     losses = pulls / ALPHA + pushes / BETA
-    return losses.sum(), (losses > 0).sum(), slope
+    return losses.sum(), (losses > 0).sum(), (farthest.isfinite() & nearest.isfinite()).sum(), slope
 
 
-LOSSES: dict[Dense, Callable[[Block, MiningConfig], tuple[Tensor, Tensor, Tensor]]] = {
+LOSSES: dict[Dense, Callable[[Block, MiningConfig], Sums]] = {
     "batch_all": _every_triplet,
     "n_pair": _every_pair,
     "multi_similarity": _every_anchor,

@@ -21,8 +21,8 @@ class TripletSum:
     """Sum over active triplets, tied to the graph also where there is none."""
     active: Tensor
     """int64 scalar: triplets (with n_pair: pairs, with multi_similarity: anchors) with a loss above 0."""
-    pairs: Tensor
-    """int64 scalar: anchor-positive pairs that were looked at, with a negative or without."""
+    looked_at: Tensor
+    """int64 scalar: anchor-positive pairs, with a negative or without; batch_all's triplets, multi_similarity's anchors."""
     d_ap: Tensor
     """Distances of anchors and positives of the valid triplets, detached; with those of dense of all pairs."""
     d_an: Tensor
@@ -33,7 +33,7 @@ class TripletSum:
         return TripletSum(
             self.total + other.total,
             self.active + other.active,
-            self.pairs + other.pairs,
+            self.looked_at + other.looked_at,
             torch.cat([self.d_ap, other.d_ap]),
             torch.cat([self.d_an, other.d_an]),
         )

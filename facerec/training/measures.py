@@ -22,19 +22,19 @@ COLLAPSE_LINES = 3
 def measure(step: Forward, labels: Tensor, faces: Tensor, margin: float) -> dict[str, Any]:
     """Global numbers of one step, equal on all ranks. Collective: every rank must call it.
 
-    ``active_fraction`` is active triplets over anchor-positive pairs: with semi-hard mining it falls as pairs run out
+    ``active_fraction`` is of all that was looked at, mostly anchor-positive pairs: with semi-hard mining it falls as pairs run out
     of semi-hard negatives; with a soft loss nothing is ever inactive. Distances are squared L2 (0 to 4), as [10 %, 50 %,
     90 %] of the mined ones. ``spread`` is the mean squared distance from the centre, 1 where directions are even and 0
     where all vectors are equal; ``effective_rank`` is the exponential of the entropy of the covariance's spectrum, at most d.
     """
-    loss, active, pairs = _totals(step.sums)
+    loss, active, looked_at = _totals(step.sums)
     d_ap, d_an = _quantiles(step.sums.d_ap), _quantiles(step.sums.d_an)
     spread, rank = spread_of(step.everyone)
     nearest = _of_all_ranks(nearest_negatives(step, labels, faces, margin))
     return {
         "loss": loss,
         "active": active,
-        "active_fraction": active / max(pairs, 1),
+        "active_fraction": active / max(looked_at, 1),
         "d_ap": d_ap,
         "d_an": d_an,
         "nearest_negative": float(nearest.median()) if len(nearest) else 0.0,
@@ -95,7 +95,7 @@ def progress_line(metrics: dict[str, Any], steps: int, eta_s: float) -> str:
 
 def _totals(sums: TripletSum) -> tuple[float, int, int]:
     """Mean loss of the active triplets, their number, and the number of anchor-positive pairs; all global."""
-    local = torch.stack([sums.total.double(), sums.active.double(), sums.pairs.double()])
+    local = torch.stack([sums.total.double(), sums.active.double(), sums.looked_at.double()])
     total, active, pairs = all_reduce(local).tolist()
     return total / max(active, 1), int(active), int(pairs)
 

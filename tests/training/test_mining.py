@@ -148,9 +148,9 @@ def test_every_anchor_positive_pair_is_counted_with_a_negative_or_without(miner:
     pairs = [(a, p) for a in everyone for p in everyone if labels[a] == labels[p] and faces[a] != faces[p]]
     triplets = mine(miner, embeddings, embeddings, labels, faces, 0, margin=0.01)
     sums = triplet_sum(embeddings, embeddings, triplets, MiningConfig(margin=0.01))
-    assert int(sums.pairs) == (len(pairs) if miner == "semi_hard" else len({a for a, _ in pairs}))
+    assert int(sums.looked_at) == (len(pairs) if miner == "semi_hard" else len({a for a, _ in pairs}))
     if miner == "semi_hard":
-        assert 0 < int(sums.active) < int(sums.pairs)
+        assert 0 < int(sums.active) < int(sums.looked_at)
 
 
 LOSSES = [MiningConfig(distance=d, soft=s, margin=0.3) for d in ("squared", "l2") for s in (0.0, 5.0)]
@@ -262,6 +262,7 @@ def test_multi_similarity_is_the_library_s() -> None:
     sums = dense_sum("multi_similarity", unit, unit, labels, faces, 0, MiningConfig(), block=7)
     sums.total.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(sums.total, expected)
+    assert int(sums.looked_at) == sum(int((labels == label).sum()) > 1 for label in labels)
     assert plain.grad is not None
     torch.testing.assert_close(embeddings.grad, plain.grad, rtol=0, atol=1e-9)
 
@@ -299,7 +300,7 @@ def test_a_rank_without_rows_of_a_share_has_no_triplets_and_stays_in_the_graph(m
     everyone, labels, faces = random_batch(0)
     everyone.requires_grad_()
     sums = _summed(miner, everyone, labels, faces, range(0), MiningConfig(soft=5.0))
-    assert (float(sums.total.detach()), int(sums.active), int(sums.pairs)) == (0.0, 0, 0)
+    assert (float(sums.total.detach()), int(sums.active), int(sums.looked_at)) == (0.0, 0, 0)
     sums.total.backward()  # type: ignore[no-untyped-call]
     assert everyone.grad is not None
     assert not everyone.grad.any()
