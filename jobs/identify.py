@@ -14,9 +14,10 @@ def run(config: IdentifyConfig) -> None:
         f"identify: {counts['named']} of {counts['faces']} faces named, {counts['unknown']} unknown "
         f"({about['people']} people enrolled), in {names.folder}"
     )
+    people = f"of {about['stranger_people']} people: " if about["stranger_people"] else ""
     print(
         f"identify: a name is given above {about['threshold']:.3f} ({about['score']}): at most {about['false_alarms']:.2%} of "
-        f"{about['stranger_faces']} faces are above it, of {about['stranger_people']} people: {about['strangers']}"
+        f"{about['stranger_faces']} faces are above it, {people}{about['strangers']}"
     )
 
 

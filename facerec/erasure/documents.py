@@ -65,9 +65,9 @@ def trained_on(run: dict[str, Any], forgotten: Forgotten) -> bool:
 
 
 def weights(folder: str, files: list[str]) -> list[str]:
-    """Models and checkpoints below a run's folder."""
-    below = [uri for uri in files if uri.startswith(f"{folder}/")]
-    return sorted({uri.rsplit("/", 1)[0] for uri in below if uri.endswith((".safetensors", ".pt"))})
+    """Models and checkpoints below a run's folder, but for the untrained control."""
+    below = {uri.rsplit("/", 1)[0] for uri in files if uri.endswith((".safetensors", ".pt"))}
+    return sorted(at for at in below if f"{at}/".startswith(f"{folder}/") and at != f"{folder}/untrained")
 
 
 def _masked(value: Any, forgotten: Forgotten) -> Any:

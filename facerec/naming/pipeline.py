@@ -67,6 +67,7 @@ class Threshold:
     score: float
     faces: int
     people: int
+    """0 where the strangers have no names."""
     strangers: str
 
     def to_json(self) -> dict[str, Any]:
@@ -159,10 +160,14 @@ def _threshold(
         table = strangers.read("embeddings", ["identity", "embedding"])
         names = np.array(table["identity"].fill_null("").to_pylist(), str)
         outside = ~np.isin(names, sorted(recogniser.people))
-        whose = f"people in {config.strangers} who are not enrolled"
+        people = len(set(names[outside].tolist()) - {""})
+        whose = (
+            f"people in {config.strangers} who are not enrolled"
+            if people
+            else f"those in {config.strangers}, which has no names: taken to be of nobody enrolled"
+        )
         require_enough(int(outside.sum()), config.false_alarms, whose)
         sureness = recogniser.answer(schema.vectors(table)[outside])[1]
-        people = len(set(names[outside].tolist()))
     else:
         assert isinstance(recogniser, Gallery)  # __post_init__ asks for strangers otherwise
         whose = f"the people in {config.gallery}, each kept out in turn"

@@ -74,8 +74,9 @@ def make(root: Path) -> Listing:
     split = {"train": names[:5], "validation": [], "unseen": names[5:]}
     pinned = {"folder": faces.folder, "generation": 1, "digest": first.digest}
     storage.write_json(f"{root}/run/run.json", {"split": split, "faces": pinned})
-    (root / "run" / "model").mkdir()
-    (root / "run" / "model" / "model.safetensors").write_bytes(b"weights")
+    for network in ("model", "untrained"):
+        (root / "run" / network).mkdir()
+        (root / "run" / network / "model.safetensors").write_bytes(b"weights")
     svm = SVC().fit(np.eye(len(names)), names)
     storage.write_bytes(f"{root}/svm.skops", save_svm(svm))
     people = [{"identity": name, "taken_for": ANN} for name in names]
@@ -190,7 +191,9 @@ def test_a_person_is_nowhere_and_everybody_else_is_as_before(
     report = storage.read_json(f"{root}/report.json")
     assert {row["taken_for"] for row in report["identification"]["per_identity"]} == {"(erased)"}
     assert report["refused"] == "3 people have one, (erased) for one: none"
-    assert f"{root}/run/model was trained on them" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{root}/run/model was trained on them" in said
+    assert "untrained" not in said
 
 
 def test_untouched_shards_stay_where_they_are(root: Path) -> None:

@@ -118,6 +118,17 @@ def test_named_strangers_set_the_threshold_and_enrolled_people_among_them_do_not
     assert about["threshold"] < 0.8
 
 
+def test_strangers_without_names_are_taken_to_be_of_nobody_enrolled(
+    tmp_path: Path, enrolled: IdentifyConfig
+) -> None:
+    vectors = people(10, 60, 0.5, seed=3)[1]
+    write_embeddings(tmp_path / "strangers", [None] * 600, vectors)
+    settings = vars(enrolled) | {"strangers": str(tmp_path / "strangers")}
+    about = identify(IdentifyConfig(**settings)).manifest
+    assert (about["stranger_faces"], about["stranger_people"]) == (600, 0)
+    assert "has no names" in about["strangers"]
+
+
 def write_report(folder: Path, names: list[str], vectors: Any, model: str = "m") -> str:
     """What evaluation leaves of an SVM fitted on these."""
     svm = SVC().fit(vectors, names)
