@@ -27,7 +27,7 @@ bench-train: install  ## speed and memory of a training step, data wait, 4,096 f
 bench-schedule: install  ## the plan of batches at 10^8 faces and 64 workers
 	$(BIN)/python -m tests.bench.schedule
 
-bench-learning: install  ## the recipe against pytorch-metric-learning, an hour; FACEREC_DATA=folder of photographs
+bench-learning: install  ## the recipe against pytorch-metric-learning, 75 minutes; FACEREC_DATA=folder of photographs
 	$(BIN)/python -m tests.bench.learning
 
 bench-mining: install  ## mining in row blocks, against pytorch-metric-learning

@@ -89,4 +89,5 @@ def test_an_experiment_on_two_hosts_is_killed_half_way_and_finished_by_the_same_
         assert job.start(*testbed.inside("head")).wait(timeout=400) == 0, job.said()
     assert finished().items() >= before.items(), "a finished cell is not run again"
     rows = pq.read_table(shared / "out/results.parquet").to_pylist()
-    assert [(row["faces_seen"], row["error"]) for row in rows] == [(4800, None)] * 8
+    assert [row["faces_seen"] for row in rows] == [4800] * 8
+    assert "error" not in rows[0], "a column where some cell has one"

@@ -63,7 +63,7 @@ CHOOSES = "nearest_neighbour"
 def main() -> None:
     """Align, train, score, compare."""
     flags = argparse.ArgumentParser(description=__doc__)
-    flags.add_argument("--seconds", type=float, default=150.0, help="training a run")
+    flags.add_argument("--seconds", type=float, default=300.0, help="training a run")
     seconds = flags.parse_args().seconds
     if "FACEREC_DATA" not in os.environ:
         sys.exit("bench-learning: FACEREC_DATA is not set; point it at the folder that holds pins and lfw")
