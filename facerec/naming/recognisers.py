@@ -56,7 +56,7 @@ class Gallery:
         if len(gallery.people) < 2:
             raise SourceError(
                 f"{dataset.folder} has {named.num_rows} faces with a name, of {len(gallery.people)} people; enrol at least 2 "
-                f"people, a folder each (--gallery)"
+                f"people, a folder each, by jobs/align.py and jobs/embed.py --faces: --photos gives no names (--gallery)"
             )
         return gallery
 

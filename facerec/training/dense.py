@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerec.training.distances import Block, Distance, blocks
+from facerec.training.distances import Anchors, Block, Distance, blocks
 from facerec.training.losses import TripletSum, penalty
 from facerec.training.mining import ALPHA, BASE, BETA, EPSILON, Miner, MiningConfig
 
@@ -42,21 +42,12 @@ def is_dense(miner: Miner) -> TypeGuard[Dense]:
     return miner in get_args(Dense)
 
 
-def dense_sum(
-    miner: Dense,
-    local: Tensor,
-    everyone: Tensor,
-    labels: Tensor,
-    faces: Tensor,
-    first: int,
-    config: MiningConfig,
-    block: int | None = None,
-) -> TripletSum:
-    """The loss of the anchors ``local`` [n, d] before it is normalised; arguments as of ``mining.mine``."""
-    with torch.autocast(local.device.type, enabled=False):
-        parts = blocks(local, everyone, labels, faces, first, config.distance, block)
+def dense_sum(miner: Dense, anchors: Anchors, config: MiningConfig, block: int | None = None) -> TripletSum:
+    """The anchors' loss before it is normalised."""
+    with torch.autocast(anchors.local.device.type, enabled=False):
+        parts = blocks(anchors, config.distance, block)
         total, *numbers = _Dense.apply(
-            local, everyone, ((part, *LOSSES[miner](part, config)) for part in parts)
+            anchors.local, anchors.everyone, ((part, *LOSSES[miner](part, config)) for part in parts)
         )
     return TripletSum(total, *numbers)
 

@@ -6,7 +6,7 @@ Legend: n rows of this rank, b global batch, r rows of a block, q faces of a per
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,22 +19,40 @@ BLOCK_DISTANCES = 2**24
 """Distances looked at together, 64 MB in fp32: all rows of a batch of 4,096, and 256 rows of one of 65,536."""
 
 
-def blocks(
-    local: Tensor,
-    everyone: Tensor,
-    labels: Tensor,
-    faces: Tensor,
-    first: int,
-    distance: Distance = "squared",
-    block: int | None = None,
-) -> Iterator[Block]:
-    """The distances of the anchors, ``block`` rows at a time; arguments as of ``mine``."""
-    runs = _Runs.of(labels)
-    block = min(block or max(1, BLOCK_DISTANCES // len(everyone)), max(len(local), 1))
-    space = _Workspace.of(_full_precision(everyone), block, distance)
+@dataclass(frozen=True)
+class Anchors:
+    """A rank's own embeddings, and the global batch that each of them is mined against."""
+
+    local: Tensor
+    """[n, d]: rows ``first`` to first + n of ``everyone``, with this rank's graph."""
+    everyone: Tensor
+    """[b, d]."""
+    labels: Tensor
+    """int64 [b]."""
+    faces: Tensor
+    """int64 [b]. A face is no positive of itself, also where it stands in the batch twice."""
+    first: int = 0
+
+    def among(self, rows: Tensor) -> Anchors:
+        """Some rows of the global batch, bool [b], by themselves. They keep their order, so the anchors lie together in it."""
+        mine = rows[self.first : self.first + len(self.local)]
+        of = (self.everyone[rows], self.labels[rows], self.faces[rows])
+        return Anchors(self.local[mine], *of, first=int(rows[: self.first].sum()))
+
+    def detached(self) -> Anchors:
+        """The same without a graph."""
+        return replace(self, local=self.local.detach(), everyone=self.everyone.detach())
+
+
+def blocks(anchors: Anchors, distance: Distance = "squared", block: int | None = None) -> Iterator[Block]:
+    """The distances of the anchors, ``block`` rows at a time."""
+    local, runs = anchors.local, _Runs.of(anchors.labels)
+    block = min(block or max(1, BLOCK_DISTANCES // len(anchors.everyone)), max(len(local), 1))
+    space = _Workspace.of(_full_precision(anchors.everyone), block, distance)
     for start in range(0, max(len(local), 1), block):  # a block of none, for a rank with none of a share
         rows = torch.arange(start, min(start + block, len(local)), device=local.device)
-        yield Block.of(rows, _full_precision(local[start : start + block]), faces, first, runs, space)
+        vectors = _full_precision(local[start : start + block])
+        yield Block.of(rows, vectors, anchors.faces, anchors.first, runs, space)
 
 
 @dataclass(frozen=True)

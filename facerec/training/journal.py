@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from facerec import storage
 from facerec.telemetry import JsonLines, Prometheus, TensorBoard, flat
@@ -44,10 +43,10 @@ class Journal:
         """Seconds trained, over all attempts."""
         return time.monotonic() - self._began
 
-    def write(self, done: int, result: Forward, labels: Tensor, faces: Tensor, extra: dict[str, Any]) -> None:
+    def write(self, done: int, result: Forward, extra: dict[str, Any]) -> None:
         """One line after ``done`` steps. Collective: every rank must call it."""
         config = self._plan.config
-        metrics = measure(result, labels, faces, config.mining.margin)
+        metrics = measure(result)
         steps, seconds = self._since(done)
         phases = {phase: spent / steps for phase, spent in self._clock.take().items()}
         if self._lines is None:

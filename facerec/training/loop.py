@@ -115,9 +115,8 @@ class Worker:
 
     def _step(self, model: nn.Module, batch: Share, journal: Journal) -> None:
         config, done = self.config, batch.step + 1
-        labels, faces = self._here(batch.labels), self._here(batch.faces)
         self.optimizer.zero_grad(set_to_none=True)
-        result = self._descend(model, batch, labels, faces)
+        result = self._descend(model, batch)
         logs = done % config.log_every == 0 or done in (1, config.steps)
         extra: dict[str, Any] = {"gradient_norm": _gradient_norm(self.network)} if logs else {}
         with self.clock("optimizer"):
@@ -133,18 +132,18 @@ class Worker:
             extra |= {"lr": config.optimizer.lr_at(batch.step, config.steps), "batches": self.chain}
             extra |= {"miner": config.library.loss or self.curriculum.miner}
             extra |= {"epoch": self.loader.schedule.epoch(batch.step)}
-            journal.write(done, result, labels, faces, extra | ({"validation": scores} if scores else {}))
+            journal.write(done, result, extra | ({"validation": scores} if scores else {}))
         self.curriculum.after(done, result.sums)
         if saves:
             self._save_state(done, journal.elapsed_s, scores.get("nearest_neighbour"))
 
-    def _descend(self, model: nn.Module, batch: Share, labels: Tensor, faces: Tensor) -> Forward:
+    def _descend(self, model: nn.Module, batch: Share) -> Forward:
         config = self.config
         return descend(
             model.train(),
             batch.images,
-            labels,
-            faces,
+            self._here(batch.labels),
+            self._here(batch.faces),
             seeds=[seeding.derive(config.seed, "dropout", batch.step, group) for group in self.groups],
             sizes=self.sizes,
             miner=self.curriculum.miner,
@@ -164,7 +163,7 @@ class Worker:
 
     def _watch(self, done: int, result: Forward) -> None:
         """Keep the first step that was not finite, on the device: looking at it would wait for the GPU."""
-        good = result.loss.isfinite() & result.everyone.isfinite().all()
+        good = result.loss.isfinite() & result.anchors.everyone.isfinite().all()
         self.first_bad = torch.where(good, self.first_bad, self.first_bad.clamp_max(done))
 
     def _stop_if_bad(self, done: int) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerec.training.distances import Distance
+from facerec.training.distances import Anchors, Distance
 from facerec.training.gather import all_reduce, world
 from facerec.training.mining import MiningConfig, Triplets
 
@@ -39,13 +39,13 @@ class TripletSum:
         )
 
 
-def triplet_sum(local: Tensor, everyone: Tensor, triplets: Triplets, config: MiningConfig) -> TripletSum:
-    """Sum of max(0, d_ap - d_an + margin), or of the soft margin; local [n, d] for anchors, everyone [b, d] for the others."""
-    with torch.autocast(local.device.type, enabled=False):
-        keep = triplets.valid.nonzero()[:, 0]
-        anchors = local[triplets.anchors[keep]]
-        d_ap = _distance(anchors, everyone[triplets.positives[keep]], config.distance)
-        d_an = _distance(anchors, everyone[triplets.negatives[keep]], config.distance)
+def triplet_sum(anchors: Anchors, triplets: Triplets, config: MiningConfig) -> TripletSum:
+    """Sum of max(0, d_ap - d_an + margin), or of the soft margin, over triplets of these anchors."""
+    with torch.autocast(anchors.local.device.type, enabled=False):
+        keep, everyone = triplets.valid.nonzero()[:, 0], anchors.everyone
+        vectors = anchors.local[triplets.anchors[keep]]
+        d_ap = _distance(vectors, everyone[triplets.positives[keep]], config.distance)
+        d_an = _distance(vectors, everyone[triplets.negatives[keep]], config.distance)
         losses, _ = penalty(d_ap - d_an, config)
     return TripletSum(losses.sum(), (losses > 0).sum(), triplets.paired.sum(), d_ap.detach(), d_an.detach())
 

@@ -19,7 +19,7 @@ COLLAPSE_LINES = 3
 """Lines in a row that look collapsed before the run says so: single ones happen in good runs."""
 
 
-def measure(step: Forward, labels: Tensor, faces: Tensor, margin: float) -> dict[str, Any]:
+def measure(step: Forward) -> dict[str, Any]:
     """Global numbers of one step, equal on all ranks. Collective: every rank must call it.
 
     ``active_fraction`` is of all that was looked at, mostly anchor-positive pairs: with semi-hard mining it falls as pairs run out
@@ -29,8 +29,8 @@ def measure(step: Forward, labels: Tensor, faces: Tensor, margin: float) -> dict
     """
     loss, active, looked_at = _totals(step.sums)
     d_ap, d_an = _quantiles(step.sums.d_ap), _quantiles(step.sums.d_an)
-    spread, rank = spread_of(step.everyone)
-    nearest = _of_all_ranks(nearest_negatives(step, labels, faces, margin))
+    spread, rank = spread_of(step.anchors.everyone)
+    nearest = _of_all_ranks(nearest_negatives(step.anchors))
     return {
         "loss": loss,
         "active": active,

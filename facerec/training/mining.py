@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from facerec.errors import ConfigError
-from facerec.training.distances import Block, Distance, blocks
+from facerec.training.distances import Anchors, Block, Distance, blocks
 
 Miner = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair", "multi_similarity"]
 Strategy = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair", "multi_similarity", "curriculum"]
@@ -104,30 +104,20 @@ class Triplets:
 
 def mine(
     miner: Miner,
-    local: Tensor,
-    everyone: Tensor,
-    labels: Tensor,
-    faces: Tensor,
-    first: int,
+    anchors: Anchors,
     margin: float,
     *,
     distance: Distance = "squared",
     block: int | None = None,
 ) -> Triplets:
-    """Triplets of the anchors ``local`` [n, d], which are rows ``first`` to first + n of ``everyone`` [b, d].
-
-    ``labels`` and ``faces`` are int64 [b]. A face is no positive of itself, also where it stands in the batch twice:
-    pairs are excluded by face, not by position. fp32 at least, autocast off: bf16 moved near positives by 12 %.
+    """The anchors' triplets. fp32 at least, autocast off: bf16 moved near positives by 12 %.
 
     batch_hard: farthest positive, nearest negative. semi_hard: for each anchor-positive pair the nearest negative
     farther than the positive and within the margin; a pair without one is skipped. seed: farthest positive, nearest
     semi-hard negative, else nearest negative.
     """
-    with torch.no_grad(), torch.autocast(local.device.type, enabled=False):
-        parts = [
-            _mine_block(miner, part, margin)
-            for part in blocks(local, everyone, labels, faces, first, distance, block)
-        ]
+    with torch.no_grad(), torch.autocast(anchors.local.device.type, enabled=False):
+        parts = [_mine_block(miner, part, margin) for part in blocks(anchors, distance, block)]
     return Triplets(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

@@ -23,6 +23,7 @@ from facerec.models.precision import full_or_half
 from facerec.training.batchnorm import global_statistics, kept_statistics
 from facerec.training.clock import Clock
 from facerec.training.dense import dense_sum, is_dense
+from facerec.training.distances import Anchors, blocks
 from facerec.training.gather import gather, world
 from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
 from facerec.training.metric_learning import library_loss
@@ -75,10 +76,8 @@ class Forward:
     loss: Tensor
     """This rank's loss, scaled for DDP's mean (see gather), detached."""
     sums: TripletSum
-    everyone: Tensor
-    """Embeddings of the global batch, [b, d], detached."""
-    rows: range
-    """Which of them are this rank's."""
+    anchors: Anchors
+    """Detached."""
 
 
 def descend(
@@ -108,70 +107,41 @@ def descend(
         local.requires_grad_()
     with clock("gather"):
         everyone = gather(local, sizes)
-    first = sum(sizes[: world()[0]])
+    anchors = Anchors(local, everyone, labels, faces, first=sum(sizes[: world()[0]]))
     with clock("mine"):
         if library:
-            loss, sums = _by_library(library, local, everyone, labels, faces, first, mining)
+            loss, sums = _by_library(library, anchors, mining)
         else:
-            sums = _in_shares(miner, local, everyone, labels, faces, first, mining)
+            sums = _in_shares(miner, anchors, mining)
             loss = global_triplet_loss(sums)
     with clock("backward"):
         loss.backward()  # type: ignore[no-untyped-call]
         if cache:
             assert local.grad is not None
             _replay(model, images, seeds, local.grad)
-    return Forward(loss.detach(), sums, everyone.detach(), range(first, first + len(local)))
+    return Forward(loss.detach(), sums, anchors.detached())
 
 
-def _in_shares(
-    miner: Miner,
-    local: Tensor,
-    everyone: Tensor,
-    labels: Tensor,
-    faces: Tensor,
-    first: int,
-    mining: MiningConfig,
-) -> TripletSum:
-    """Each share of the people mined by itself. Its rows keep their order, so this rank's lie together in it too."""
+def _in_shares(miner: Miner, anchors: Anchors, mining: MiningConfig) -> TripletSum:
+    """Each share of the people mined by itself."""
     if mining.shares == 1:
-        return _triplets(miner, local, everyone, labels, faces, first, mining)
-    share = torch.unique(labels, return_inverse=True)[1] % mining.shares
-    sums = []
-    for number in range(mining.shares):
-        of = (share == number).nonzero()[:, 0]
-        ours = of[(of >= first) & (of < first + len(local))] - first
-        before = int((of < first).sum())
-        sums.append(_triplets(miner, local[ours], everyone[of], labels[of], faces[of], before, mining))
+        return _triplets(miner, anchors, mining)
+    share = torch.unique(anchors.labels, return_inverse=True)[1] % mining.shares
+    sums = [_triplets(miner, anchors.among(share == number), mining) for number in range(mining.shares)]
     return sum(sums[1:], sums[0])
 
 
-def _triplets(
-    miner: Miner,
-    local: Tensor,
-    everyone: Tensor,
-    labels: Tensor,
-    faces: Tensor,
-    first: int,
-    mining: MiningConfig,
-) -> TripletSum:
+def _triplets(miner: Miner, anchors: Anchors, mining: MiningConfig) -> TripletSum:
     if is_dense(miner):
-        return dense_sum(miner, local, everyone, labels, faces, first, mining)
-    triplets = mine(miner, local, everyone, labels, faces, first, mining.margin, distance=mining.distance)
-    return triplet_sum(local, everyone, triplets, mining)
+        return dense_sum(miner, anchors, mining)
+    triplets = mine(miner, anchors, mining.margin, distance=mining.distance)
+    return triplet_sum(anchors, triplets, mining)
 
 
-def _by_library(
-    library: Library,
-    local: Tensor,
-    everyone: Tensor,
-    labels: Tensor,
-    faces: Tensor,
-    first: int,
-    mining: MiningConfig,
-) -> tuple[Tensor, TripletSum]:
+def _by_library(library: Library, anchors: Anchors, mining: MiningConfig) -> tuple[Tensor, TripletSum]:
     """The library's loss, and the distances of batch-hard triplets, so that telemetry tells of the same things."""
-    loss = library_loss(everyone, labels, *library)
-    hard = _triplets("batch_hard", local.detach(), everyone.detach(), labels, faces, first, mining)
+    loss = library_loss(anchors.everyone, anchors.labels, *library)
+    hard = _triplets("batch_hard", anchors.detached(), mining)
     one = torch.ones((), dtype=torch.int64, device=loss.device)
     return loss, TripletSum(loss.detach(), one, one, hard.d_ap, hard.d_an)
 
@@ -189,8 +159,7 @@ def _bare(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def nearest_negatives(step: Forward, labels: Tensor, faces: Tensor, margin: float) -> Tensor:
-    """Squared L2 from each of this rank's embeddings to the nearest other person, at most [n]."""
-    local, everyone = step.everyone[step.rows.start : step.rows.stop], step.everyone
-    triplets = mine("batch_hard", local, everyone, labels, faces, step.rows.start, margin)
-    return (local - everyone[triplets.negatives]).square().sum(1)[triplets.valid]
+def nearest_negatives(anchors: Anchors) -> Tensor:
+    """Squared L2 from each anchor to the nearest other person, at most [n]."""
+    nearest = torch.cat([part.to_negatives.min(dim=1).values for part in blocks(anchors)])
+    return nearest[nearest.isfinite()]

@@ -73,10 +73,11 @@ def _measure(name: str, size: int, per_identity: int) -> None:
 def _miner(name: str) -> Callable[[Tensor, Tensor], object]:
     if name.startswith("peer_"):
         return _peers(name.removeprefix("peer_"))
+    from facerec.training.distances import Anchors
     from facerec.training.mining import mine
 
     def ours(embeddings: Tensor, labels: Tensor) -> object:
-        return mine(name, embeddings, embeddings, labels, torch.arange(len(labels)), 0, MARGIN)  # type: ignore[arg-type]
+        return mine(name, Anchors(embeddings, embeddings, labels, torch.arange(len(labels))), MARGIN)  # type: ignore[arg-type]
 
     return ours
 

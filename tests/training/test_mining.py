@@ -14,7 +14,7 @@ from torch import Tensor
 
 from facerec.errors import ConfigError
 from facerec.training.dense import dense_sum, is_dense
-from facerec.training.distances import Distance
+from facerec.training.distances import Anchors, Distance
 from facerec.training.losses import TripletSum, triplet_sum
 from facerec.training.mining import Miner, MiningConfig, mine
 
@@ -64,7 +64,7 @@ def mined(
 ) -> Found:
     embeddings, labels, faces = batch
     local = embeddings[rows.start : rows.stop]
-    found = mine(miner, local, embeddings, labels, faces, rows.start, margin, block=block)
+    found = mine(miner, Anchors(local, embeddings, labels, faces, rows.start), margin, block=block)
     columns = [found.anchors + rows.start, found.positives, found.negatives]
     return {tuple(row) for row in torch.stack(columns, 1)[found.valid].tolist()}  # type: ignore[misc]
 
@@ -104,8 +104,9 @@ def test_a_batch_of_one_person_or_of_single_faces_has_no_triplet(miner: Miner) -
 def test_equal_embeddings_have_a_finite_gradient(distance: Distance) -> None:
     embeddings = F.normalize(torch.ones(8, 4), dim=1).requires_grad_()
     labels, faces = torch.arange(8) % 4, torch.arange(8)
-    found = mine("batch_hard", embeddings, embeddings, labels, faces, 0, 0.2, distance=distance)
-    sums = triplet_sum(embeddings, embeddings, found, MiningConfig(margin=0.2, distance=distance))
+    anchors = Anchors(embeddings, embeddings, labels, faces)
+    found = mine("batch_hard", anchors, 0.2, distance=distance)
+    sums = triplet_sum(anchors, found, MiningConfig(margin=0.2, distance=distance))
     sums.total.backward()  # type: ignore[no-untyped-call]
     assert int(sums.active) == 8
     torch.testing.assert_close(sums.total / 8, torch.tensor(0.2))
@@ -115,9 +116,10 @@ def test_equal_embeddings_have_a_finite_gradient(distance: Distance) -> None:
 
 def test_mining_keeps_full_precision_under_autocast() -> None:
     embeddings, labels, faces = random_batch(1)
-    plain = mine("semi_hard", embeddings.float(), embeddings.float(), labels, faces, 0, 0.2)
+    anchors = Anchors(embeddings.float(), embeddings.float(), labels, faces)
+    plain = mine("semi_hard", anchors, 0.2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = mine("semi_hard", embeddings.float(), embeddings.float(), labels, faces, 0, 0.2)
+        cast = mine("semi_hard", anchors, 0.2)
     assert torch.equal(plain.negatives, cast.negatives)
     assert torch.equal(plain.valid, cast.valid)
 
@@ -146,8 +148,8 @@ def test_every_anchor_positive_pair_is_counted_with_a_negative_or_without(miner:
     embeddings, labels, faces = random_batch(0)
     everyone = range(len(labels))
     pairs = [(a, p) for a in everyone for p in everyone if labels[a] == labels[p] and faces[a] != faces[p]]
-    triplets = mine(miner, embeddings, embeddings, labels, faces, 0, margin=0.01)
-    sums = triplet_sum(embeddings, embeddings, triplets, MiningConfig(margin=0.01))
+    anchors = Anchors(embeddings, embeddings, labels, faces)
+    sums = triplet_sum(anchors, mine(miner, anchors, margin=0.01), MiningConfig(margin=0.01))
     assert int(sums.looked_at) == (len(pairs) if miner == "semi_hard" else len({a for a, _ in pairs}))
     if miner == "semi_hard":
         assert 0 < int(sums.active) < int(sums.looked_at)
@@ -192,14 +194,11 @@ def test_loss_and_gradient_are_those_of_triple_loops(miner: Miner, config: Minin
 def _summed(
     miner: Miner, embeddings: Tensor, labels: Tensor, faces: Tensor, rows: range, config: MiningConfig
 ) -> TripletSum:
-    local = embeddings[rows.start : rows.stop]
+    anchors = Anchors(embeddings[rows.start : rows.stop], embeddings, labels, faces, rows.start)
     if is_dense(miner):
-        return dense_sum(miner, local, embeddings, labels, faces, rows.start, config, block=4)
-    distance = config.distance
-    found = mine(
-        miner, local, embeddings, labels, faces, rows.start, config.margin, distance=distance, block=4
-    )
-    return triplet_sum(local, embeddings, found, config)
+        return dense_sum(miner, anchors, config, block=4)
+    found = mine(miner, anchors, config.margin, distance=config.distance, block=4)
+    return triplet_sum(anchors, found, config)
 
 
 def _plain_losses(
@@ -259,7 +258,7 @@ def test_multi_similarity_is_the_library_s() -> None:
     expected.backward()
     embeddings = plain.detach().clone().requires_grad_()
     unit = F.normalize(embeddings, dim=1)
-    sums = dense_sum("multi_similarity", unit, unit, labels, faces, 0, MiningConfig(), block=7)
+    sums = dense_sum("multi_similarity", Anchors(unit, unit, labels, faces), MiningConfig(), block=7)
     sums.total.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(sums.total, expected)
     assert int(sums.looked_at) == sum(int((labels == label).sum()) > 1 for label in labels)
