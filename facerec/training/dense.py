@@ -113,7 +113,7 @@ def _every_pair(part: Block, config: MiningConfig) -> Sums:
     shares = torch.where(negatives.isfinite(), (towards - negatives).exp(), 0.0)
     slope = -_by_squared(slopes.sum(1, keepdim=True) * shares, part.to_negatives, config.distance)
     slope.scatter_add_(1, part.positives, _by_squared(slopes, part.d_positives, config.distance))
-    return F.softplus(gap).sum(), real.sum(), real.sum(), slope
+    return F.softplus(gap).sum(), real.sum(), part.is_positive.sum(), slope
 
 
 def _every_anchor(part: Block, _config: MiningConfig) -> Sums:

@@ -22,8 +22,8 @@ COLLAPSE_LINES = 3
 def measure(step: Forward) -> dict[str, Any]:
     """Global numbers of one step, equal on all ranks. Collective: every rank must call it.
 
-    ``active_fraction`` is of all that was looked at, mostly anchor-positive pairs: with semi-hard mining it falls as pairs run out
-    of semi-hard negatives; with a soft loss nothing is ever inactive. Distances are squared L2 (0 to 4), as [10 %, 50 %,
+    ``active_fraction`` is of all that was looked at, mostly anchor-positive pairs: with semi-hard mining it falls as
+    pairs run out of semi-hard negatives; with a soft loss nothing is ever inactive. Distances are squared L2 (0 to 4), as [10 %, 50 %,
     90 %] of the mined ones. ``spread`` is the mean squared distance from the centre, 1 where directions are even and 0
     where all vectors are equal; ``effective_rank`` is the exponential of the entropy of the covariance's spectrum, at most d.
     """
@@ -94,10 +94,10 @@ def progress_line(metrics: dict[str, Any], steps: int, eta_s: float) -> str:
 
 
 def _totals(sums: TripletSum) -> tuple[float, int, int]:
-    """Mean loss of the active triplets, their number, and the number of anchor-positive pairs; all global."""
+    """Mean loss of the active triplets, their number, and how many were looked at; all global."""
     local = torch.stack([sums.total.double(), sums.active.double(), sums.looked_at.double()])
-    total, active, pairs = all_reduce(local).tolist()
-    return total / max(active, 1), int(active), int(pairs)
+    total, active, looked_at = all_reduce(local).tolist()
+    return total / max(active, 1), int(active), int(looked_at)
 
 
 def _quantiles(local: Tensor) -> list[float]:

@@ -32,9 +32,7 @@ def test_the_pool_grows_with_a_host_that_joins_and_outlives_one_that_dies(shared
         driver = job.start(*testbed.inside("head"))
         await_that(lambda: len(list(parts.glob("*"))) >= 2, job.said)
         [first] = aligners("h1")
-        os.kill(
-            first, signal.SIGSTOP
-        )  # however fast the machine, there is work left when the second has come
+        os.kill(first, signal.SIGSTOP)  # so that there is work left when the second host has come
         testbed.add("h2")
         await_that(lambda: len(aligners("h2")) == 1, job.said)
         testbed.kill("h1")

@@ -20,11 +20,17 @@ from facerec.training.metric_learning import LibraryLoss
 from facerec.training.mining import Miner, MiningConfig
 from facerec.training.step import MicroBatches, descend
 from tests.support.ddp import run_ddp
-from tests.training.test_mining import MINERS, by_loops, every_triplet, multi_similarity_losses, n_pair_losses
+from tests.training.test_mining import (
+    DENSE,
+    MINERS,
+    by_loops,
+    every_triplet,
+    multi_similarity_losses,
+    n_pair_losses,
+)
 
 MICRO, PEOPLE, MARGIN = 6, 6, 0.3
 LIBRARY = LibraryLoss(loss="MultiSimilarityLoss")
-DENSE: list[Miner] = ["batch_all", "n_pair", "multi_similarity"]
 SOFT = 3.0
 """With n_pair, which has no hinge."""
 CASES = [
@@ -123,23 +129,20 @@ def plain_step(
         embedded.append(network(micro_batch))
     z = torch.cat(embedded)
     triplets: list[tuple[int, int, int]] = []
+    by_anchor: list[Tensor] = []
     for share in range(shares):
         rows = [row for row, label in enumerate(labels.tolist()) if label % shares == share]
         batch = z.detach()[rows], labels[rows], faces[rows]
         listed = every_triplet(batch[1].tolist(), batch[2].tolist())
         found = listed if miner in DENSE else by_loops(miner, *batch, MARGIN)
         triplets += [(rows[a], rows[p], rows[n]) for a, p, n in found]
+        by_anchor += multi_similarity_losses(z[rows], batch[1].tolist(), batch[2].tolist())
     gaps = [(z[a] - z[p]).square().sum() - (z[a] - z[n]).square().sum() for a, p, n in triplets]
     losses = [gap + MARGIN for gap in gaps]
     if miner == "n_pair":
         losses = n_pair_losses(triplets, gaps, SOFT)
     if miner == "multi_similarity":
-        losses = [
-            loss
-            for share in range(shares)
-            for rows in [(labels % shares == share).nonzero()[:, 0]]
-            for loss in multi_similarity_losses(z[rows], labels[rows].tolist(), faces[rows].tolist())
-        ]
+        losses = by_anchor
     active = [loss for loss in losses if loss > 0]
     mean = torch.stack(active).mean()
     mean.backward()  # type: ignore[no-untyped-call]
