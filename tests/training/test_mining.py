@@ -266,6 +266,19 @@ def test_multi_similarity_is_the_library_s() -> None:
     torch.testing.assert_close(embeddings.grad, plain.grad, rtol=0, atol=1e-9)
 
 
+def test_each_dense_loss_looks_at_its_own_unit() -> None:
+    """Triplets, pairs, anchors: what the active fraction is a fraction of."""
+    batch, everyone = random_batch(4), range(24)
+    triplets = list(every_triplet(batch[1].tolist(), batch[2].tolist()))
+    counts = {
+        "batch_all": len(triplets),
+        "n_pair": len({(a, p) for a, p, _ in triplets}),
+        "multi_similarity": len({a for a, _, _ in triplets}),
+    }
+    for miner in DENSE:
+        assert int(_summed(miner, *batch, everyone, MiningConfig(soft=5.0)).looked_at) == counts[miner]
+
+
 def every_triplet(labels: list[int], faces: list[int]) -> Iterator[tuple[int, int, int]]:
     everyone = range(len(labels))
     for a in everyone:
