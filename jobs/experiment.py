@@ -55,9 +55,9 @@ class ExperimentConfig:
 
 def run(config: ExperimentConfig) -> None:
     """Train and score what is missing, then write results.parquet and the page."""
-    publish.open_dataset(config.faces, "jobs/align.py")
+    faces = publish.open_dataset(config.faces, "jobs/align.py")
     out, grid = storage.absolute(config.out), cells(config.grid)
-    shared = replace(config.train, faces=config.faces, num_workers=0, gpu=config.gpus > 0)
+    shared = replace(config.train, faces=faces.folder, num_workers=0, gpu=config.gpus > 0)
     for cell in grid:
         with_settings(shared, cell)  # a fault of the grid, before anything is trained
     settings = {name: getattr(config, name) for name in ("equal", "amount")}

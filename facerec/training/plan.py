@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -25,9 +25,10 @@ from facerec.training.schedule import Schedule, trainable
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run. Small and picklable: it travels to the workers."""
+    """A checked run. Small and picklable: it travels to the workers, who stand in a folder of Ray's own."""
 
     config: TrainConfig
+    """With absolute folders: a relative one is of the driver's folder."""
     dataset: Dataset
     split: Split
     identities: tuple[str, ...]
@@ -66,11 +67,12 @@ class Plan:
 
     def uri(self, *names: str) -> str:
         """A name below the run folder."""
-        return storage.join(storage.absolute(self.config.run), *names)
+        return storage.join(self.config.run, *names)
 
 
 def make_plan(config: TrainConfig) -> Plan:
     """Check the whole run; each fault is one FacerecError that names the flag. Writes nothing."""
+    config = _absolute(config)
     least, most = config.workers
     if most == 0 and config.gpu:
         _require_gpu()
@@ -85,6 +87,11 @@ def make_plan(config: TrainConfig) -> Plan:
     _check_shares(config, shape)
     network = _checked_network(config, dataset)
     return Plan(config, dataset, split, tuple(identities), shape, _precision(config, network))
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    init = None if config.init is None else storage.absolute(config.init)
+    return replace(config, faces=storage.absolute(config.faces), run=storage.absolute(config.run), init=init)
 
 
 def _check_shares(config: TrainConfig, shape: BatchShape) -> None:
@@ -146,7 +153,7 @@ def _pinned_dataset(config: TrainConfig) -> Dataset:
 
 def _recorded(config: TrainConfig) -> dict[str, Any] | None:
     """run.json, where the run has begun before."""
-    uri = storage.join(storage.absolute(config.run), "run.json")
+    uri = storage.join(config.run, "run.json")
     return storage.read_json(uri) if storage.exists(uri) else None
 
 

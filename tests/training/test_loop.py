@@ -438,7 +438,10 @@ def test_a_fault_of_the_users_that_a_worker_finds_is_one_line_at_the_first_attem
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_two_ray_workers_train_to_the_end(faces: Dataset, finished: Path, tmp_path: Path) -> None:
-    train(config_of(faces, tmp_path / "run", num_workers=2))
+def test_two_ray_workers_train_to_the_end_also_in_a_relative_folder(
+    faces: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the driver's; Ray Train gives its workers another
+    train(config_of(faces, Path("run"), num_workers=2))
     assert weights(tmp_path / "run", "untrained") == weights(finished, "untrained")
     assert read_card(str(tmp_path / "run" / "model")).about["steps"] == 6
