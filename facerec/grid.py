@@ -50,4 +50,10 @@ def _with(config: Any, settings: dict[str, tuple[str, Any]]) -> Any:
             changes[name] = value
     for name, below_it in inner.items():
         changes[name] = _with(changes.get(name, getattr(config, name)), below_it)
-    return replace(config, **changes)
+    try:
+        return replace(config, **changes)
+    except TypeError as error:  # a check that compares a value of another type
+        named = ", ".join(f"{flag} {value!r}" for flag, value in settings.values())
+        raise ConfigError(
+            f"{named}: {error}; choose values as jobs/train.py --help has them (grid)"
+        ) from None

@@ -22,6 +22,9 @@ from facerec.reporting.experiment import write_page
 from facerec.session import ray_session
 from facerec.training.config import TrainConfig
 
+OWN = {"faces", "run", "steps", "num_workers", "gpu"}
+OWN_INSTEAD = "--faces, --equal with --amount, and --gpus say it for all cells"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
@@ -58,23 +61,26 @@ def run(config: ExperimentConfig) -> None:
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     out, grid = storage.absolute(config.out), cells(config.grid)
     shared = replace(config.train, faces=faces.folder, num_workers=0, gpu=config.gpus > 0)
+    if own := sorted(set(config.grid) & OWN):
+        raise ConfigError(f"{own[0]} is not a cell's to choose; {OWN_INSTEAD} (grid)")
     for cell in grid:
         with_settings(shared, cell)  # a fault of the grid, before anything is trained
     settings = {name: getattr(config, name) for name in ("equal", "amount")}
     with ray_session(), publish.exclusive(out, "--out"):
-        publish.claim(out, {**settings, "train": config.train.decisive()}, "--out")
+        publish.claim(out, {**settings, "faces": faces.digest, "train": config.train.decisive()}, "--out")
         trial = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=-1)(try_cell)
-        left = {
-            trial.remote(with_settings(shared, cell), config.equal, config.amount, _folder(out, cell)): cell
-            for cell in grid
-            if not storage.exists(storage.join(_folder(out, cell), "result.json"))
-        }
+        results, left = [_finished(_folder(out, cell)) for cell in grid], {}
+        for number, cell in enumerate(grid):
+            if results[number] is None:
+                arguments = with_settings(shared, cell), config.equal, config.amount, _folder(out, cell)
+                left[trial.remote(*arguments)] = number
         print(f"experiment: {len(grid)} cells, {len(left)} to run", flush=True)
         while left:
             (done,), _ = ray.wait(list(left), num_returns=1)
-            cell = left.pop(done)
-            _say(cell, _result(done, _folder(out, cell)), len(left))
-    rows = [cell | storage.read_json(storage.join(_folder(out, cell), "result.json")) for cell in grid]
+            number = left.pop(done)
+            results[number] = _result(done, _folder(out, grid[number]))
+            _say(grid[number], results[number], len(left))
+    rows = [cell | result for cell, result in zip(grid, results, strict=True)]
     storage.write_table(storage.join(out, "results.parquet"), _table(rows))
     print(
         f"experiment: {write_page(storage.join(out, 'experiment.html'), rows, list(config.grid), config.x, settings)}"
@@ -85,12 +91,19 @@ def _folder(out: str, cell: dict[str, Any]) -> str:
     return storage.join(out, "cells", cell_id(cell))
 
 
+def _finished(folder: str) -> Any:
+    """A cell's result, where it has come to one."""
+    uri = storage.join(folder, "result.json")
+    return storage.read_json(uri) if storage.exists(uri) else None
+
+
 def _result(done: Any, folder: str) -> dict[str, Any]:
-    """What a trial said; a trial that failed whatever was tried is a result too, and the others go on."""
+    """What a trial came to. One that was broken off is a row with its reason, and not kept: the same command tries again."""
     try:
         result: dict[str, Any] = ray.get(done)
     except ray.exceptions.RayError as error:
-        result = {"error": str(error).strip().splitlines()[-1][:300]}
+        said = str(error).strip().splitlines()[-1][:300]
+        return {"error": f"{said}; the same command tries again"}
     storage.write_json(storage.join(folder, "result.json"), result)
     return result
 

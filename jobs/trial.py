@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facerec import publish, storage
-from facerec.errors import FacerecError
+from facerec.errors import BusyError, FacerecError, StorageError
 from facerec.evaluation.unseen import nearest_neighbour, score_unseen
 from facerec.models.images import decode_jpeg
 from facerec.models.inference import load_embedder
@@ -25,7 +25,8 @@ from facerec.training.verdict import verdict
 Equal = Literal["faces", "steps", "seconds"]
 
 PROBE_STEPS = 20
-"""Steps that are timed where cells get equal seconds; the first line of metrics, which warms up, is left out."""
+"""Steps that are timed where cells get equal seconds; the first line of metrics, which warms up, is left out, and so is
+the last one, as its time includes the validation of a checkpoint."""
 
 
 def try_cell(settings: TrainConfig, equal: Equal, amount: float, folder: str) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def try_cell(settings: TrainConfig, equal: Equal, amount: float, folder: str) ->
             settings = replace(settings, run=storage.join(folder, "run"), steps=steps)
             train(settings)
             return _scores(settings)
+        except (StorageError, BusyError):
+            raise  # may be over when the cell is run again
         except FacerecError as error:
             return {"error": str(error)}
         finally:
@@ -53,7 +56,7 @@ def steps_of(settings: TrainConfig, equal: Equal, amount: float, folder: str) ->
         return max(1, round(amount / make_plan(settings).shape.faces))
     probe = storage.join(folder, "probe")
     train(replace(settings, run=probe, steps=PROBE_STEPS, log_every=5))
-    first, *_, last = read_json_lines(storage.join(probe, "metrics.jsonl"))
+    first, *_, last, _ = read_json_lines(storage.join(probe, "metrics.jsonl"))
     seconds: float = (last["elapsed_s"] - first["elapsed_s"]) / (last["step"] - first["step"])
     return max(1, round(amount / seconds))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import pytest
 import yaml
 
 from cluster.testbed import Testbed
+from facerec.errors import DatasetError, FacerecError, StorageError
 from facerec.publish import Dataset
+from facerec.training.config import TrainConfig
+from jobs import trial
 from tests.support.faces import write_faces
 from tests.support.job import Restartable
 from tests.support.processes import await_that, kill_once
@@ -66,6 +70,29 @@ def test_a_killed_experiment_goes_on_and_a_cell_that_cannot_be_is_a_row_with_its
     assert "2 failed" in page
     again = subprocess.run(started, capture_output=True, text=True, timeout=300, check=True, env=os.environ)
     assert "4 cells, 0 to run" in again.stdout
+    others = write_faces(tmp_path / "others", 13, 8)
+    mixed = [sys.executable, str(JOB), *write_settings(tmp_path, others, grid, 1600)]
+    refused = subprocess.run(mixed, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
+    assert (refused.returncode, "belongs to another run: faces is" in refused.stderr) == (2, True)
+
+
+def test_a_setting_that_is_the_experiments_own_is_refused_in_its_grid(tmp_path: Path) -> None:
+    arguments = write_settings(tmp_path, write_faces(tmp_path / "faces", 4, 8), {"steps": [10, 20]}, 1600)
+    started = [sys.executable, str(JOB), *arguments]
+    refused = subprocess.run(started, capture_output=True, text=True, timeout=60, check=False, env=os.environ)
+    assert (refused.returncode, "steps is not a cell's to choose" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("fault", "kept"), [(StorageError, False), (DatasetError, True)])
+def test_what_may_be_over_by_the_next_time_is_not_a_cells_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[FacerecError], kept: bool
+) -> None:
+    def train(_settings: TrainConfig) -> None:
+        raise fault("it did not answer")
+
+    monkeypatch.setattr(trial, "train", train)
+    with contextlib.nullcontext() if kept else pytest.raises(fault):
+        assert trial.try_cell(TrainConfig(), "steps", 1, str(tmp_path)) == {"error": "it did not answer"}
 
 
 @pytest.mark.cluster

@@ -43,6 +43,11 @@ def test_a_rule_of_the_configuration_holds_in_a_cell_too() -> None:
         with_settings(TrainConfig(), {"mining.margin": 9})
 
 
+def test_a_value_of_another_type_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"mining\.margin 'wide'"):
+        with_settings(TrainConfig(), {"mining.margin": "wide"})
+
+
 def test_a_setting_without_values_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"batch\.p has no values"):
         cells({"batch.p": []})
