@@ -107,6 +107,8 @@ def _own_section(section: str, uri: str) -> dict[str, Any]:
         preset = yaml.safe_load(storage.read_bytes(uri)) or {}
     except FileNotFoundError:
         raise ConfigError(f"--config {uri}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"--config {uri} cannot be read: {error.strerror or error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {uri} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(preset, dict):

@@ -23,7 +23,7 @@ import filelock
 from botocore.exceptions import BotoCoreError, ClientError
 
 from facerec import s3, storage
-from facerec.errors import BusyError, StorageError
+from facerec.errors import BusyError, ConfigError, StorageError
 
 LEASE_SECONDS = 30.0
 
@@ -54,7 +54,10 @@ def require_held(folder: str) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: str, what: str) -> Iterator[None]:
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}; choose another {what}") from None
     lock = filelock.FileLock(storage.join(folder, ".lock"))
     try:
         lock.acquire(timeout=0)

@@ -1,4 +1,4 @@
-"""Which photographs there are: what tells one from all others, and a digest of a whole list of them."""
+"""Which photographs there are: what is one, what tells it from all others, and a digest of a whole list of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facerec import schema
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM")
+"""What is opened. Pillow's others are no photographs, and one of them runs a program on the file (EPS)."""
 
 
 def keys(photographs: pa.Table) -> pa.ChunkedArray:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from facerec import errors
 
@@ -66,7 +66,7 @@ def _faults() -> Iterator[None]:
     """What the user can mend, found by a worker, as the same one line. Of an error Ray Data keeps only the text."""
     try:
         yield
-    except RayTaskError as error:
+    except (RayTaskError, RayActorError) as error:  # the second: in an actor's constructor
         found = re.search(r"^facerec\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
         if not found:
             raise

@@ -29,7 +29,7 @@ def run(config: EvaluateConfig) -> None:
         if "mean" in (accuracy := scores.get("accuracy", {})):
             print(f"evaluate: {name}: verification accuracy {accuracy['mean']:.3f}{_interval(accuracy)}")
     leakage = report["leakage"]
-    if leakage["checked"] and (shared := leakage["people_by_name"] + leakage["people_by_photograph"]):
+    if leakage["checked"] and (shared := leakage["people"]):
         print(f"evaluate: {shared} people were seen in training ({leakage['action']}); see {config.out}")
 
 
@@ -53,7 +53,7 @@ def plan(config: EvaluateConfig) -> dict[str, object]:
 
 
 def _vectors(embeddings: publish.Dataset) -> int:
-    return sum(file["rows"] for file in embeddings.manifest["files"])
+    return sum(file["rows"] for file in embeddings.manifest["files"] if file["kind"] == "embeddings")
 
 
 def _interval(scores: dict[str, Any]) -> str:

@@ -50,6 +50,11 @@ def test_a_wrong_yaml_key_is_refused(tmp_path: Path, text: str, word: str) -> No
         parse("align", AlignConfig, ["--config", str(preset)])
 
 
+def test_a_folder_for_a_preset_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: .*is a directory"):
+        parse("align", AlignConfig, ["--config", str(tmp_path)])
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda preset: preset.name)
 def test_every_preset_is_one_that_training_takes(preset: Path) -> None:
     config = parse("train", TrainConfig, ["--config", str(preset)])

@@ -36,9 +36,7 @@ def test_too_few_identities_are_refused() -> None:
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
-    assert derive("augment", 0, 7) == 6180402330613519116 or derive("augment", 0, 7) == derive(
-        "augment", 0, 7
-    )
+    assert derive("augment", 0, 7) == 519732701053664676
     assert derive("a", 1) != derive("a1")
 
 

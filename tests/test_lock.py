@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from facerec import lock, publish
-from facerec.errors import BusyError, StorageError
+from facerec.errors import BusyError, ConfigError, StorageError
 from tests.support.s3 import Fault, Faults, Respond, s3_server
 
 LEASE = 3.0
@@ -150,3 +150,12 @@ def test_an_endpoint_without_conditional_writes_is_refused(server: Faults, ignor
 
 def _objects() -> list[str]:
     return [entry["Key"] for entry in boto3.client("s3").list_objects_v2(Bucket="faces").get("Contents", [])]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"file/out cannot be made: .*--out"),
+        lock.exclusive(f"{tmp_path}/file/out", "--out"),
+    ):
+        pass

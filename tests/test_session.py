@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 
-from facerec.errors import StorageError
+from facerec.errors import ConfigError, StorageError
 from facerec.session import ray_session
 
 
@@ -17,3 +17,18 @@ def test_a_fault_of_the_users_that_a_worker_finds_is_the_same_one_line() -> None
 
     with pytest.raises(StorageError, match=r"^s3://faces/1: AccessDenied$"), ray_session():
         ray.data.from_items([1]).map_batches(refused, batch_format="pyarrow").materialize()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_so_is_one_of_an_actors_constructor() -> None:
+    class Refused:
+        def __init__(self) -> None:
+            raise ConfigError("openvino is not installed")
+
+        def __call__(self, rows: pa.Table) -> pa.Table:
+            return rows
+
+    with pytest.raises(ConfigError, match=r"^openvino is not installed$"), ray_session():
+        ray.data.from_items([1]).map_batches(
+            Refused, compute=ray.data.ActorPoolStrategy(size=1)
+        ).materialize()

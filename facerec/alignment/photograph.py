@@ -21,9 +21,8 @@ from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from facerec import s3, storage
+from facerec.photographs import FORMATS
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM")
-"""Pillow's others are no photographs, and one of them runs a program on the file (EPS)."""
 MAX_FILE_BYTES = 256 * 2**20
 """A larger file is refused unread: no photograph is."""
 HELD_BYTES = 8 * 2**20

@@ -7,6 +7,8 @@ ones. The face travels as the JPEG that a shard would hold, so the vectors are t
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
     out, listed = storage.absolute(config.out), photographs.listed
     with publish.exclusive(out, "--out"):
         config = claimed(out, config, card, photographs.deciding)
-        nodes.require_shared(out, storage.absolute(config.model), *listed["source_uri"][:1].to_pylist())
+        nodes.require_shared(out, storage.absolute(config.model), *_one_that_is_there(listed))
         missing = ledger.missing(publish.parts(out), listed)
         print(
             f"embed: {listed.num_rows} photographs listed ({photographs.ignored} other files ignored), "
@@ -89,6 +91,11 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
             progress.say()
             print(f"embed: {held.of(missing.num_rows, 'photographs')}", flush=True)
         return _publish(out, photographs, about(config, card))
+
+
+def _one_that_is_there(listed: pa.Table) -> list[str]:
+    """A photograph that every node should see, if this one sees any on its disk; a manifest may name files that are gone."""
+    return list(itertools.islice(filter(os.path.exists, listed["source_uri"].to_pylist()), 1))
 
 
 def plan_photographs(photographs: Photographs, config: EmbedConfig) -> dict[str, object]:

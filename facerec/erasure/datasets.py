@@ -111,15 +111,14 @@ def successors(folder: str) -> dict[str, publish.Dataset]:
 
 def relink(folder: str, followed: dict[str, publish.Dataset]) -> None:
     """Say of vectors made from faces that were erased from that they belong to the faces as they are now."""
-    for name in ("claim.json", "manifest.json"):
-        uri = storage.join(folder, name)
-        said = storage.read_json(uri) if storage.exists(uri) else {}
-        if faces := followed.get(said.get("faces_digest", "")):
-            said |= {"faces_digest": faces.digest, "faces_generation": faces.generation}
-            if name == "manifest.json":
-                own = storage.join(folder, "generations", f"{said['generation']:04d}", name)
-                storage.write_json(own, said)
-            storage.write_json(uri, said)
+    uri = storage.join(folder, "manifest.json")
+    said = storage.read_json(uri) if storage.exists(uri) else {}
+    if faces := followed.get(said.get("faces_digest", "")):
+        said |= {"faces_digest": faces.digest, "faces_generation": faces.generation}
+        storage.write_json(
+            storage.join(folder, "generations", f"{said['generation']:04d}", "manifest.json"), said
+        )
+        storage.write_json(uri, said)
 
 
 def _publish_without(dataset: publish.Dataset, forgotten: Forgotten) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,8 @@ class EraseConfig:
         for root in self.root:
             if not storage.exists(storage.absolute(root)):
                 raise ConfigError(f"{root} does not exist; name a folder that holds artifacts (--root)")
+            if os.path.isfile(storage.absolute(root)):
+                raise ConfigError(f"{root} is a file; name a folder that holds artifacts (--root)")
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def describe(leaks: Leaks | None, seen: Seen | None, action: str) -> dict[str, A
         "people_seen": len(seen.people),
         "faces_seen": len(seen.hashes),
         "near_duplicate_bits": NEAR_DUPLICATE_BITS,
+        "people": len(leaks.people),
         "people_by_name": len(leaks.by_name),
         "people_by_photograph": len(leaks.by_photograph),
         "photographs": leaks.photographs,

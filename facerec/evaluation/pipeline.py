@@ -38,7 +38,7 @@ from facerec.session import cores
 from facerec.svm import save_svm
 from facerec.telemetry import Prometheus
 
-FORMAT = 3
+FORMAT = 4
 """Of report.json; report.schema.json describes it."""
 PARTS = ("identification", "verification", "clustering")
 CHOSEN_ON = {

@@ -17,7 +17,7 @@ from facerec.errors import ConfigError, MismatchError
 from facerec.reporting import figures, people, pictures
 from facerec.telemetry import read_json_lines
 
-FORMAT = 3
+FORMAT = 4
 """Of report.json, as evaluation writes it."""
 MOST_CONTACTS = 24
 """With more, pictures of nothing but noise could take the page above 15 MB."""
@@ -29,8 +29,8 @@ class ReportConfig:
 
     faces: str = "faces"
     """Folder of the aligned faces."""
-    run: str = "run"
-    """Folder of the training run, for its curves."""
+    run: str | None = None
+    """Folder of the training run, for its curves; by default the one that the report was made with."""
     report: str = "report.json"
     """The numbers, as jobs/evaluate.py leaves them."""
     embeddings: str | None = None
@@ -70,7 +70,7 @@ def write_report(config: ReportConfig) -> str:
             f"{embeddings.folder} was embedded by model {embeddings.manifest['model_id']} and {config.report} is about "
             f"{report['embeddings']['trained']}; name the embeddings that it was made from (--embeddings)"
         )
-    metrics = read_metrics(config.run) if report["run"] else []
+    metrics = read_metrics(_run(config, report)) if report["run"] else []
     trained = report["verification"]["trained"]
     shown = Shown(
         report=report,
@@ -98,6 +98,18 @@ def _read(config: ReportConfig) -> dict[str, Any]:
             f"{config.report} has format {report.get('format')!r}; this code shows {FORMAT}: run jobs/evaluate.py again (--report)"
         )
     return report
+
+
+def _run(config: ReportConfig, report: dict[str, Any]) -> str:
+    """The run that the report is about; raises MismatchError where the one that is named is another."""
+    if config.run is None:
+        return str(report["config"]["run"] or "run")
+    uri = storage.join(storage.absolute(config.run), "run.json")
+    if not storage.exists(uri) or storage.read_json(uri)["config"] != report["run"]["config"]:
+        raise MismatchError(
+            f"{config.run} is not the run that {config.report} is about; name that one (--run)"
+        )
+    return config.run
 
 
 def render(shown: Shown) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from facerec import publish, seeding, storage
+from facerec.photographs import FORMATS
 
 THUMBNAIL, QUALITY = 256, 80
 """Longer side in pixels, and of the JPEG. Noise, the worst case, is then 60 kB."""
@@ -91,7 +92,7 @@ def picture(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to doubt the pixels
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 longer = max(image.size)
                 if image.width * image.height > MAX_PIXELS:
                     return Picture(missing="too large to be shown")

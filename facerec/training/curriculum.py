@@ -9,6 +9,7 @@ checkpoint, so that the turn falls on the same step at every number of workers a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ class Curriculum:
 
     def __init__(self, config: MiningConfig, steps: int, device: torch.device) -> None:
         """``steps`` of the whole run."""
-        self._config, self._latest = config, config.hard_after * steps
+        self._config = config
+        self._latest = config.hard_after * steps if config.hard_after < 1 else math.inf
         self._turned = False
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from facerec import errors, nodes, publish, storage
-from facerec.errors import FacerecError
+from facerec.errors import FacerecError, StorageError
 from facerec.models.format import is_model
 from facerec.training import state
 from facerec.training.config import TrainConfig
@@ -106,6 +106,8 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
         return  # said already; trying again would not mend it
     try:
         work(plan)
+    except StorageError:
+        raise  # S3 may answer again at the next attempt
     except FacerecError as error:
         storage.write_json(plan.uri("fault.json"), {"kind": type(error).__name__, "said": str(error)})
         raise

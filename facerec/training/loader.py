@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facerec import seeding, storage
+from facerec import s3, seeding, storage
 from facerec.errors import DatasetError
 from facerec.models.images import decode_jpeg, resize
 from facerec.publish import Dataset
@@ -68,15 +68,15 @@ class FaceStore:
         return images
 
     def _load(self, file: str, group: int) -> pa.Array:
+        uri = storage.join(self._folder, file)
         try:
-            if file not in self._files:
-                self._files[file] = pq.ParquetFile(storage.open_input(storage.join(self._folder, file)))
-            table = self._files[file].read_row_group(group, columns=["image.bytes"])
+            with s3.refusals(uri):
+                if file not in self._files:
+                    self._files[file] = pq.ParquetFile(storage.open_input(uri))
+                table = self._files[file].read_row_group(group, columns=["image.bytes"])
         except (OSError, pa.ArrowException) as error:
             said = " ".join(str(error).split())
-            raise DatasetError(
-                f"{self._folder}/{file}, row group {group}: {said}; run jobs/align.py again"
-            ) from error
+            raise DatasetError(f"{uri}, row group {group}: {said}; run jobs/align.py again") from error
         return pa.concat_arrays(table["image"].chunks).field("bytes")
 
 

@@ -20,7 +20,7 @@ from facerec.alignment.config import EVERY_FACE, AlignConfig
 from facerec.alignment.pipeline import align_source, listed
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.embedder import Stamp
-from facerec.embedding.photographs import Photographs, embed_photographs, written_parts
+from facerec.embedding.photographs import Photographs, _one_that_is_there, embed_photographs, written_parts
 from facerec.embedding.pipeline import embed_faces
 from facerec.errors import MismatchError
 from facerec.models.embedder import ModelConfig, build
@@ -70,6 +70,13 @@ def config(tmp_path: Path, out: str = "out") -> EmbedConfig:
 
 def vectors(rows: pa.Table) -> NDArray[np.float32]:
     return np.stack(rows.sort_by("face_id")["embedding"].to_numpy(zero_copy_only=False))
+
+
+def test_the_nodes_are_asked_about_a_photograph_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_bytes(b"")
+    listed = pa.table({"source_uri": [f"{tmp_path}/{name}.jpg" for name in "abc"]})
+    assert _one_that_is_there(listed) == [f"{tmp_path}/b.jpg"]
+    assert _one_that_is_there(listed.slice(2)) == []
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -23,6 +23,13 @@ def test_people_are_found_by_name_and_by_photograph() -> None:
     assert told["by_photograph"] == [{"scored": "Renamed", "seen": "B"}]
 
 
+def test_who_is_found_both_ways_is_one_person() -> None:
+    seen = Seen(np.array(["Ada"]), HASHES[:1], frozenset(["Ada"]))
+    leaks = find({"ada"}, np.array(["ada"]), HASHES[:1], seen)
+    told = describe(leaks, seen, "exclude")
+    assert (told["people"], told["people_by_name"], told["people_by_photograph"]) == (1, 1, 1)
+
+
 def test_a_chain_of_likeness_is_no_leak() -> None:
     """Two scored faces bridge what is not alike: only the one near the face seen is a leak."""
     seen = Seen(np.array(["A"]), np.array([0]), frozenset("A"))

@@ -18,7 +18,7 @@ import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
 from facerec import publish, schema, storage
 from facerec.errors import MismatchError
@@ -72,9 +72,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> page.ReportConfig:
     )
     publish.publish(f"{folder}/embeddings", 1, [embedded], {"model_id": "model-a"})
     report = numbers(vectors, names, rows["face_id"].to_pylist())
-    report["config"] = {"embeddings": f"{folder}/embeddings"}
+    report["config"] = {"embeddings": f"{folder}/embeddings", "run": f"{folder}/run"}
     jsonschema.validate(report, json.loads((files("facerec.evaluation") / "report.schema.json").read_text()))
     storage.write_json(f"{folder}/report.json", report)
+    storage.write_json(f"{folder}/run/run.json", report["run"])
     lines = [
         {"step": i, "loss": 0.2, "active_fraction": 1, "d_ap": [0, 1, 2], "d_an": [1, 2, 3], "workers": 2}
         | {"elapsed_s": 50.0 * i, "validation": {"nearest_neighbour": 0.5}}
@@ -268,6 +269,20 @@ def test_embeddings_of_another_model_than_the_reports_are_refused(
     storage.write_json(f"{tmp_path}/report.json", report)
     with pytest.raises(MismatchError, match=r"model-a .*model-z.*--embeddings"):
         page.write_report(replace(config, report=f"{tmp_path}/report.json"))
+
+
+def test_the_run_is_the_reports_own(config: page.ReportConfig, html: str, tmp_path: Path) -> None:
+    by_itself = page.write_report(replace(config, run=None, out=f"{tmp_path}/report.html"))
+    assert Path(by_itself).read_text().count("chart-loss") == html.count("chart-loss") > 0
+    storage.write_json(f"{tmp_path}/other/run.json", {"config": {"seed": 1}})
+    with pytest.raises(MismatchError, match=r"other is not the run .*--run"):
+        page.write_report(replace(config, run=f"{tmp_path}/other"))
+
+
+def test_what_would_run_a_program_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("ran Ghostscript"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n"
+    assert pictures.picture(eps).missing == "not readable as an image"
 
 
 def test_the_map_puts_faces_of_one_person_together() -> None:

@@ -52,6 +52,13 @@ def test_it_turns_after_the_first_window_with_too_few_active_pairs_and_never_bac
     assert it.miner == "batch_hard"
 
 
+def test_by_its_default_nothing_but_the_active_pairs_turns_it() -> None:
+    it = Curriculum(CONFIG, 2 * WINDOW, CPU)
+    for done in range(1, 2 * WINDOW + 1):
+        it.after(done, sums(100, 100))
+    assert it.miner == "semi_hard"
+
+
 @pytest.mark.parametrize("killed_at", [1, WINDOW // 2, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW - 1])
 def test_a_kill_moves_no_turn(killed_at: int) -> None:
     """The first window has 20.5 % as a whole: 41 % in one half and 0 in the other, whichever is lost or counted twice."""

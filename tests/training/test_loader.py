@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.errors import DatasetError
+from facerec import storage
+from facerec.errors import DatasetError, StorageError
 from facerec.publish import Dataset
 from facerec.training.augment import AugmentConfig
 from facerec.training.batches import BatchShape
@@ -64,3 +65,13 @@ def test_a_missing_shard_is_one_line_in_the_thread_that_trains(tmp_path: Path) -
     Path(faces.uris("faces")[0]).unlink()
     with pytest.raises(DatasetError, match=r"faces-00000\.parquet, row group .*jobs/align\.py"):
         next(loader_of(faces).ahead(range(2), range(4)))
+
+
+def test_s3_that_refuses_is_no_damaged_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(uri: str) -> None:
+        raise OSError(f"When reading {uri}: AWS Error ACCESS_DENIED during GetObject operation: no")
+
+    loader = loader_of(write_faces(tmp_path, 10, 5, side=64))
+    monkeypatch.setattr(storage, "open_input", refused)
+    with pytest.raises(StorageError, match="ACCESS_DENIED"):
+        next(loader.ahead(range(2), range(4)))
