@@ -51,7 +51,7 @@ def test_a_wrong_yaml_key_is_refused(tmp_path: Path, text: str, word: str) -> No
 
 
 def test_a_folder_for_a_preset_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: .*is a directory"):
+    with pytest.raises(ConfigError, match=r"cannot be read: .*is a directory"):
         parse("align", AlignConfig, ["--config", str(tmp_path)])
 
 

@@ -64,15 +64,17 @@ def loss(metrics: list[dict[str, Any]]) -> go.Figure:
     return styled(figure, "step", "loss")
 
 
-def distances(metrics: list[dict[str, Any]]) -> go.Figure:
-    """Squared distances of the mined triplets: median, and the band from the 10th to the 90th percentile."""
+def distances(metrics: list[dict[str, Any]], distance: str) -> go.Figure:
+    """Distances (squared or l2) of the mined triplets: median, and the band from the 10th to the 90th percentile."""
     figure = go.Figure()
     steps = _column(metrics, "step")
     for key, name, color in (("d_ap", "anchor to positive", TRAINED), ("d_an", "anchor to negative", OTHER)):
         low, middle, high = ([row[key][at] for row in metrics if key in row] for at in range(3))
         _band(figure, steps, low, high, color)
         figure.add_scatter(x=steps, y=middle, name=name, line_color=color)
-    return styled(figure, "step", "squared L2 distance (0 to 4)")
+    return styled(
+        figure, "step", "L2 distance (0 to 2)" if distance == "l2" else "squared L2 distance (0 to 4)"
+    )
 
 
 def validation(watched: list[dict[str, Any]]) -> go.Figure:

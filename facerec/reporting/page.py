@@ -122,7 +122,11 @@ def render(shown: Shown) -> str:
         charts["accuracy"] = figures.accuracy(identification)
         charts["confusion"] = people.confusion(identification["trained"])
     if shown.metrics:
-        charts |= {"loss": figures.loss(shown.metrics), "distances": figures.distances(shown.metrics)}
+        distance = report["run"]["config"].get("mining", {}).get("distance", "squared")
+        charts |= {
+            "loss": figures.loss(shown.metrics),
+            "distances": figures.distances(shown.metrics, distance),
+        }
         if watched := [line for line in shown.metrics if "validation" in line]:
             charts["validation"] = figures.validation(watched)
     if "roc" in verification["trained"]:

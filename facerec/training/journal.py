@@ -46,7 +46,7 @@ class Journal:
     def write(self, done: int, result: Forward, extra: dict[str, Any]) -> None:
         """One line after ``done`` steps. Collective: every rank must call it."""
         config = self._plan.config
-        metrics = measure(result)
+        metrics = measure(result, config.mining.distance)
         steps, seconds = self._since(done)
         phases = {phase: spent / steps for phase, spent in self._clock.take().items()}
         if self._lines is None:

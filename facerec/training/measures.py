@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facerec.progress import duration
+from facerec.training.distances import Distance
 from facerec.training.gather import all_reduce, gather_objects
 from facerec.training.losses import TripletSum
 from facerec.training.step import Forward, nearest_negatives
@@ -19,18 +20,18 @@ COLLAPSE_LINES = 3
 """Lines in a row that look collapsed before the run says so: single ones happen in good runs."""
 
 
-def measure(step: Forward) -> dict[str, Any]:
+def measure(step: Forward, distance: Distance) -> dict[str, Any]:
     """Global numbers of one step, equal on all ranks. Collective: every rank must call it.
 
     ``active_fraction`` is of all that was looked at, mostly anchor-positive pairs: with semi-hard mining it falls as
-    pairs run out of semi-hard negatives; with a soft loss nothing is ever inactive. Distances are squared L2 (0 to 4), as [10 %, 50 %,
+    pairs run out of semi-hard negatives; with a soft loss nothing is ever inactive. Distances are in ``distance``, as [10 %, 50 %,
     90 %] of the mined ones. ``spread`` is the mean squared distance from the centre, 1 where directions are even and 0
     where all vectors are equal; ``effective_rank`` is the exponential of the entropy of the covariance's spectrum, at most d.
     """
     loss, active, looked_at = _totals(step.sums)
     d_ap, d_an = _quantiles(step.sums.d_ap), _quantiles(step.sums.d_an)
     spread, rank = spread_of(step.anchors.everyone)
-    nearest = _of_all_ranks(nearest_negatives(step.anchors))
+    nearest = _of_all_ranks(nearest_negatives(step.anchors, distance))
     return {
         "loss": loss,
         "active": active,

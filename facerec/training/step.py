@@ -23,7 +23,7 @@ from facerec.models.precision import full_or_half
 from facerec.training.batchnorm import global_statistics, kept_statistics
 from facerec.training.clock import Clock
 from facerec.training.dense import dense_sum, is_dense
-from facerec.training.distances import Anchors, blocks
+from facerec.training.distances import Anchors, Distance, blocks
 from facerec.training.gather import gather, world
 from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
 from facerec.training.metric_learning import library_loss
@@ -159,7 +159,7 @@ def _bare(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def nearest_negatives(anchors: Anchors) -> Tensor:
-    """Squared L2 from each anchor to the nearest other person, at most [n]."""
-    nearest = torch.cat([part.to_negatives.min(dim=1).values for part in blocks(anchors)])
+def nearest_negatives(anchors: Anchors, distance: Distance) -> Tensor:
+    """From each anchor to the nearest other person, at most [n]."""
+    nearest = torch.cat([part.to_negatives.min(dim=1).values for part in blocks(anchors, distance)])
     return nearest[nearest.isfinite()]

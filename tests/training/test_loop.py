@@ -23,11 +23,13 @@ from facerec.training import fit, loop, state
 from facerec.training.batches import BatchConfig
 from facerec.training.clock import PHASES
 from facerec.training.config import OptimizerConfig, TrainConfig
+from facerec.training.distances import Anchors
 from facerec.training.fit import train
 from facerec.training.measures import CollapseWatch, spread_of
 from facerec.training.metric_learning import LibraryLoss
 from facerec.training.mining import MiningConfig
 from facerec.training.plan import Plan, make_plan
+from facerec.training.step import nearest_negatives
 from tests.support.ddp import run_ddp
 from tests.support.faces import write_faces
 from tests.support.gauges import documented
@@ -332,6 +334,14 @@ def test_collapse_is_said_after_three_lines_and_names_what_to_change(
     said = watch.warning(bad)
     assert said is not None
     assert "--mining.strategy semi_hard" in said
+
+
+def test_the_nearest_other_person_is_as_far_as_the_miner_measures() -> None:
+    embeddings = torch.nn.functional.normalize(torch.randn(12, 8), dim=1)
+    anchors = Anchors(embeddings, embeddings, torch.arange(12) // 3, torch.arange(12))
+    squared, plain = nearest_negatives(anchors, "squared"), nearest_negatives(anchors, "l2")
+    assert torch.allclose(plain**2, squared, atol=1e-6)
+    assert not torch.allclose(plain, squared, atol=1e-2)
 
 
 def test_spread_and_rank_tell_even_directions_from_one_point() -> None:
