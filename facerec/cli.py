@@ -113,7 +113,8 @@ def _own_section(section: str, uri: str) -> dict[str, Any]:
         raise ConfigError(f"--config {uri} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(preset, dict):
         raise ConfigError(f"--config {uri} holds a {type(preset).__name__}; it needs keys and values")
-    if section in WHOLE or not preset.keys() & set(SECTIONS):
+    sections = {key for key in preset if key in SECTIONS and isinstance(preset[key], dict)}
+    if section in WHOLE or not sections:  # a job may have a flag by a section's name: --report report.json
         return preset
     if unknown := preset.keys() - set(SECTIONS):
         raise ConfigError(

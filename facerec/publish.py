@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import facerec
 from facerec import lock, s3, schema, storage
@@ -34,7 +35,8 @@ CORE_SECONDS = b"core_seconds"
 def claim(folder: str, settings: dict[str, Any], flag: str) -> None:
     """Make the folder ours, or confirm that it is: ``claim.json`` keeps the settings that decide its content.
 
-    Raises MismatchError where it was begun with other settings, or where it holds foreign files.
+    Raises MismatchError where it was begun with other settings, or where it holds foreign files; what a kill left of a
+    write is none.
     """
     if not claimed(folder, settings, flag):
         storage.write_json(storage.join(folder, "claim.json"), settings)
@@ -55,7 +57,7 @@ def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:
                 f"choose another {flag} or the same settings"
             )
         return True
-    if foreign := [uri for uri in storage.list_files(folder) if not uri.endswith(".lock")]:
+    if foreign := [uri for uri in storage.list_files(folder) if not uri.endswith((".lock", ".tmp"))]:
         raise MismatchError(
             f"{folder} holds {foreign[0].rsplit('/', 1)[-1]}, which is not ours; choose another {flag}"
         )
@@ -169,9 +171,12 @@ def _distinct(rows: pa.Table, columns: list[str]) -> list[tuple[Any, ...]]:
 
 
 def _counts(rows: pa.Table) -> pa.Table:
-    rejects = rows.num_rows - rows["reason"].null_count if "reason" in rows.column_names else 0
-    photographs = len(_distinct(rows, schema.PHOTOGRAPHS.names))
-    return pa.table({"photographs": [photographs], "faces": [rows.num_rows - rejects], "rejects": [rejects]})
+    """Photographs, their faces, and the photographs that gave none; faces left out of others are in no number."""
+    photographs, faces, rejects = len(_distinct(rows, schema.PHOTOGRAPHS.names)), rows.num_rows, 0
+    if "level" in rows.column_names:
+        faces = rows["level"].null_count
+        rejects = pc.sum(pc.equal(rows["level"], "image")).as_py() or 0
+    return pa.table({"photographs": [photographs], "faces": [faces], "rejects": [rejects]})
 
 
 def parts(folder: str) -> list[str]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 from trial import Equal, try_cell
 
-from facerec import publish, storage
+from facerec import nodes, publish, storage
 from facerec.cli import main
 from facerec.errors import ConfigError
 from facerec.grid import cell_id, cells, with_settings
@@ -68,6 +68,7 @@ def run(config: ExperimentConfig) -> None:
     settings = {name: getattr(config, name) for name in ("equal", "amount")}
     with ray_session(), publish.exclusive(out, "--out"):
         publish.claim(out, {**settings, "faces": faces.digest, "train": config.train.decisive()}, "--out")
+        nodes.require_shared(out, faces.folder)
         trial = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=-1)(try_cell)
         results, left = [_finished(_folder(out, cell)) for cell in grid], {}
         for number, cell in enumerate(grid):

@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from facerec import publish, storage
 from facerec.errors import BusyError, FacerecError, StorageError
-from facerec.evaluation.unseen import nearest_neighbour, score_unseen
+from facerec.evaluation.unseen import score_unseen
 from facerec.models.images import decode_jpeg
 from facerec.models.inference import load_embedder
 from facerec.telemetry import read_json_lines
@@ -34,6 +36,10 @@ def try_cell(settings: TrainConfig, equal: Equal, amount: float, folder: str) ->
 
     What training says goes to ``log.txt`` there: lines of many trials at once are nothing to read.
     """
+    if not storage.exists(settings.faces):  # a node that joined without the mount
+        raise StorageError(
+            f"{settings.faces} is not seen here; mount it on all nodes, or keep it in s3:// (--faces)"
+        )
     with contextlib.redirect_stdout(io.StringIO()) as said:
         try:
             steps = steps_of(settings, equal, amount, folder)
@@ -68,8 +74,8 @@ def _scores(settings: TrainConfig) -> dict[str, Any]:
     names, hashes, images = faces_of(dataset, plan.split.unseen)
     lines = read_json_lines(plan.uri("metrics.jsonl"))
     said, last = verdict(lines, plan.loss_at_collapse, settings.mining.margin), lines[-1]
-    return score_unseen(vectors(plan.uri("model"), images), names, hashes) | {
-        "untrained": nearest_neighbour(vectors(plan.uri("untrained"), images), names),
+    trained, untrained = (vectors(plan.uri(name), images) for name in ("model", "untrained"))
+    return score_unseen(trained, names, hashes, untrained) | {
         "unseen_people": len(plan.split.unseen),
         "steps": settings.steps,
         "batch": plan.shape.faces,
@@ -85,12 +91,16 @@ def _scores(settings: TrainConfig) -> dict[str, Any]:
 def faces_of(
     dataset: publish.Dataset, people: Sequence[str]
 ) -> tuple[NDArray[np.str_], NDArray[np.int64], list[bytes]]:
-    """Names, perceptual hashes and JPEG bytes of all faces of some people."""
-    rows = dataset.read("faces", ["identity", "phash", "image"])
-    names = np.array(rows["identity"].fill_null("").to_pylist(), dtype=str)
-    theirs = np.flatnonzero(np.isin(names, sorted(people)))
-    images = [image["bytes"] for image in rows["image"].take(theirs).to_pylist()]
-    return names[theirs], rows["phash"].to_numpy()[theirs], images
+    """Names, perceptual hashes and JPEG bytes of all faces of some people; of the others nothing is held."""
+    names, hashes, images = [], [], list[bytes]()
+    for uri in dataset.uris("faces"):
+        rows = storage.read_table(uri, ["identity", "phash"])
+        theirs = np.flatnonzero(pc.is_in(rows["identity"], pa.array(sorted(people), pa.string())))
+        names.append(rows["identity"].take(theirs))
+        hashes.append(rows["phash"].take(theirs))
+        images += [image["bytes"] for image in storage.read_rows(uri, theirs, ["image"])["image"].to_pylist()]
+    found = (np.concatenate(column) for column in (names, hashes))
+    return next(found).astype(str), next(found).astype(np.int64), images
 
 
 def vectors(model: str, images: Iterable[bytes]) -> Any:

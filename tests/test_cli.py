@@ -9,6 +9,7 @@ import pytest
 from facerec.alignment.config import AlignConfig
 from facerec.cli import main, parse
 from facerec.errors import ConfigError
+from facerec.naming.pipeline import IdentifyConfig
 from facerec.training.config import TrainConfig
 
 PRESETS = Path(__file__).parents[1] / "jobs" / "presets"
@@ -48,6 +49,13 @@ def test_a_wrong_yaml_key_is_refused(tmp_path: Path, text: str, word: str) -> No
     preset.write_text(text)
     with pytest.raises(ConfigError, match=word):
         parse("align", AlignConfig, ["--config", str(preset)])
+
+
+def test_a_flag_by_a_sections_name_makes_no_section(tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("report: report.json\nembeddings: album\nstrangers: others\n")
+    config = parse("identify", IdentifyConfig, ["--config", str(preset)])
+    assert (config.report, config.embeddings) == ("report.json", "album")
 
 
 def test_a_folder_for_a_preset_is_one_line(tmp_path: Path) -> None:

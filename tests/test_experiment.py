@@ -92,7 +92,24 @@ def test_what_may_be_over_by_the_next_time_is_not_a_cells_result(
 
     monkeypatch.setattr(trial, "train", train)
     with contextlib.nullcontext() if kept else pytest.raises(fault):
-        assert trial.try_cell(TrainConfig(), "steps", 1, str(tmp_path)) == {"error": "it did not answer"}
+        assert trial.try_cell(TrainConfig(faces=str(tmp_path)), "steps", 1, str(tmp_path)) == {
+            "error": "it did not answer"
+        }
+
+
+def test_a_node_without_the_faces_says_so_and_keeps_no_result(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is not seen here"):
+        trial.try_cell(TrainConfig(faces=str(tmp_path / "unmounted")), "steps", 1, str(tmp_path))
+
+
+def test_the_faces_of_some_people_are_all_of_theirs_in_order(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", 5, 4)
+    rows = faces.read("faces", ["identity", "phash", "image"]).to_pylist()
+    theirs = [row for row in rows if row["identity"] in ("person-001", "person-003")]
+    names, hashes, images = trial.faces_of(faces, ["person-003", "person-001"])
+    assert names.tolist() == [row["identity"] for row in theirs]
+    assert hashes.tolist() == [row["phash"] for row in theirs]
+    assert images == [row["image"]["bytes"] for row in theirs]
 
 
 @pytest.mark.cluster

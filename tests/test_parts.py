@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from facerec import publish, schema, storage
@@ -31,3 +32,19 @@ def test_faces_of_one_photograph_may_lie_in_two_parts(tmp_path: Path) -> None:
         publish.write_part(str(tmp_path), names.slice(face, 1), partial(rows.slice, face, 1))
     held = pa.concat_tables(storage.read_table(uri) for uri in storage.list_files(str(tmp_path)))
     assert sorted(held["face_id"].to_pylist()) == sorted(rows["face_id"].to_pylist())
+
+
+def test_faces_that_are_left_out_of_a_photograph_are_no_rejected_photographs(tmp_path: Path) -> None:
+    photographs = listing(3, 4).photographs
+    rows = FakeAligner()(photographs)
+    bystander = rows.filter(pc.is_null(rows["level"])).slice(0, 1).to_pylist()
+    bystander[0] |= {"level": "face", "reason": "not_subject", "face_id": None}
+    both = pa.concat_tables([rows, pa.Table.from_pylist(bystander, schema.ALIGNED)])
+    (counts,) = publish.write_part(str(tmp_path), photographs, lambda: both).to_pylist()
+    assert counts["photographs"] == counts["faces"] + counts["rejects"] == 12
+
+
+def test_a_claim_that_was_killed_half_written_can_be_made_again(tmp_path: Path) -> None:
+    (tmp_path / "claim.json.0123abcd.tmp").write_text("{")
+    publish.claim(str(tmp_path), {"seed": 1}, "--out")
+    assert publish.claimed(str(tmp_path), {"seed": 1}, "--out")

@@ -122,6 +122,12 @@ def _require_one_origin(config: EvaluateConfig, inputs: Inputs) -> None:
             f"{config.embeddings} and {config.folder('control')} come from the same model "
             f"{inputs.trained.manifest['model_id']}; the control must come from the untrained one (--control)"
         )
+    flips = [bool(each.manifest.get("flip")) for each in (inputs.trained, inputs.control) if each]
+    if len(set(flips)) > 1:
+        raise MismatchError(
+            f"one of {config.embeddings} and {config.folder('control')} was embedded with --flip, and the other without; "
+            "embed both alike (--control)"
+        )
 
 
 def read_seen(config: EvaluateConfig, inputs: Inputs) -> Seen | None:

@@ -337,6 +337,12 @@ def _who_is_taken_for_whom(enrolled: Enrolment, train: I64, test: I64, said: Str
     return {"people": names.tolist(), "confusion": triples, "per_identity": table}
 
 
+def nearest_neighbour_accuracy(vectors: Floats, enrolled: Enrolment) -> float:
+    """The share of the test half's faces whose nearest of the other half is of their own person."""
+    answers = _nearest_neighbour(vectors, enrolled, enrolled.train, enrolled.test)
+    return float(_proportion(answers)["accuracy"])
+
+
 def _nearest_neighbour(vectors: Floats, enrolled: Enrolment, train: I64, probes: I64) -> Answers:
     place, distance = scores.nearest(vectors[probes], vectors[train])
     return _answers(enrolled, probes, enrolled.identities[train][place], -distance)

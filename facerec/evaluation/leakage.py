@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facerec.phash import NEAR_DUPLICATE_BITS, near_duplicates
+from facerec.phash import BY_CHANCE, bits_for, near_duplicates
 
 Strings = NDArray[np.str_]
 I64 = NDArray[np.int64]
@@ -38,6 +38,10 @@ class Leaks:
     by_photograph: dict[str, str]
     photographs: int
     """Scored faces that are near-duplicates of faces seen."""
+    bits: int
+    """By which their hashes may differ: fewer the more pairs there are, or chance would find copies."""
+    by_chance: float
+    """Scored faces that are expected to be taken for copies by chance."""
 
     @property
     def people(self) -> set[str]:
@@ -49,9 +53,11 @@ def find(people: set[str], identities: Strings, hashes: I64, seen: Seen) -> Leak
     """Compare scored people, and their faces [n], with those seen."""
     spelled = {plain(name): name for name in sorted(seen.people)}
     by_name = {name: spelled[plain(name)] for name in sorted(people) if plain(name) in spelled}
-    twins = _twins(hashes, seen.hashes)
+    pairs = len(hashes) * len(seen.hashes)
+    bits = bits_for(pairs)
+    twins = _twins(hashes, seen.hashes, bits)
     by_photograph = {str(identities[ours]): str(seen.identities[theirs]) for ours, theirs in twins}
-    return Leaks(by_name, by_photograph, len({ours for ours, _ in twins}))
+    return Leaks(by_name, by_photograph, len({ours for ours, _ in twins}), bits, pairs * BY_CHANCE[bits])
 
 
 def plain(name: str) -> str:
@@ -72,7 +78,8 @@ def describe(leaks: Leaks | None, seen: Seen | None, action: str) -> dict[str, A
         "action": action,
         "people_seen": len(seen.people),
         "faces_seen": len(seen.hashes),
-        "near_duplicate_bits": NEAR_DUPLICATE_BITS,
+        "near_duplicate_bits": leaks.bits,
+        "photographs_by_chance": leaks.by_chance,
         "people": len(leaks.people),
         "people_by_name": len(leaks.by_name),
         "people_by_photograph": len(leaks.by_photograph),
@@ -92,12 +99,12 @@ def photographs_of_people(identities: Strings, hashes: I64) -> I64:
     return labels
 
 
-def _twins(ours: I64, theirs: I64) -> list[tuple[int, int]]:
-    """Rows of ``ours`` and of ``theirs`` whose hashes differ in few bits; each of ours once.
+def _twins(ours: I64, theirs: I64, bits: int) -> list[tuple[int, int]]:
+    """Rows of ``ours`` and of ``theirs`` whose hashes differ in at most ``bits``; each of ours once.
 
     Groups are chains of likeness; only their links between both sides count.
     """
-    groups = near_duplicates(np.concatenate([ours, theirs]))
+    groups = near_duplicates(np.concatenate([ours, theirs]), bits)
     mine, other = groups[: len(ours)], groups[len(ours) :]
     order = np.argsort(other, kind="stable")
     firsts, lasts = (np.searchsorted(other[order], mine, side) for side in ("left", "right"))
@@ -105,7 +112,7 @@ def _twins(ours: I64, theirs: I64) -> list[tuple[int, int]]:
     for row in np.flatnonzero(firsts < lasts).tolist():
         candidates = order[firsts[row] : lasts[row]]
         apart = np.bitwise_count(theirs[candidates] ^ ours[row])
-        if apart.min() <= NEAR_DUPLICATE_BITS:
+        if apart.min() <= bits:
             found.append((row, int(candidates[apart.argmin()])))
     return found
 

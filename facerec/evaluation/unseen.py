@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facerec import scores
 from facerec.evaluation.config import EvaluateConfig
-from facerec.evaluation.identification import enrol, identify
+from facerec.evaluation.identification import enrol, identify, nearest_neighbour_accuracy
 from facerec.evaluation.leakage import photographs_of_people
 from facerec.evaluation.pairs import all_pairs
 from facerec.evaluation.verification import verify
@@ -19,18 +18,22 @@ REPLICATES = 200
 FAR = 0.01
 
 
-def score_unseen(vectors: Floats, identities: NDArray[np.str_], hashes: NDArray[np.int64]) -> dict[str, Any]:
+def score_unseen(
+    vectors: Floats, identities: NDArray[np.str_], hashes: NDArray[np.int64], untrained: Floats | None = None
+) -> dict[str, Any]:
     """Scores of people whom the network never saw, with 95 % intervals: SVM and nearest neighbour over halves of their
     photographs, and the true accept rate at 1 % false accepts, by bootstrap of people; None where pairs are too few.
 
-    ``vectors`` [n, d], ``identities`` [n], ``hashes`` [n] (perceptual, so that near-duplicates stay in one half).
+    ``vectors`` [n, d], ``identities`` [n], ``hashes`` [n] (perceptual, so that near-duplicates stay in one half). Of
+    ``untrained`` vectors of the same faces the nearest neighbour alone, over the same halves.
     """
     config = EvaluateConfig(strangers=0)
     enrolled = enrol(identities, photographs_of_people(identities, hashes), config, set())
     identified, _ = identify(vectors, enrolled, config.seed)
     verified = verify(all_pairs(vectors, identities, config.seed), REPLICATES, config.seed)
     found = [row for row in verified.get("true_accepts", []) if row["far"] == FAR and row["tar"] is not None]
-    return {
+    control = {} if untrained is None else {"untrained": nearest_neighbour_accuracy(untrained, enrolled)}
+    return control | {
         "svm": identified["accuracy"],
         "svm_interval": identified["interval"],
         "nearest_neighbour": identified["nearest_neighbour"]["accuracy"],
@@ -38,11 +41,3 @@ def score_unseen(vectors: Floats, identities: NDArray[np.str_], hashes: NDArray[
         "tar": found[0]["tar"] if found else None,
         "tar_interval": found[0]["interval"] if found else None,
     }
-
-
-def nearest_neighbour(vectors: Floats, identities: NDArray[np.str_]) -> float:
-    """How often a face's nearest other is of its own person: the cheapest control."""
-    rows = vectors.astype(np.float64)
-    apart = scores.squared_distances(rows, rows)
-    np.fill_diagonal(apart, np.inf)
-    return float((identities[apart.argmin(axis=1)] == identities).mean())

@@ -135,6 +135,10 @@ def _require_one_model(faces: publish.Dataset, others: publish.Dataset, flag: st
         raise MismatchError(
             f"{faces.folder} was embedded by {ours} and {others.folder} by {theirs}; embed both by one model ({flag})"
         )
+    if bool(faces.manifest.get("flip")) != bool(others.manifest.get("flip")):
+        raise MismatchError(
+            f"one of {faces.folder} and {others.folder} was embedded with --flip, and the other without; embed both alike ({flag})"
+        )
 
 
 def _recogniser(config: IdentifyConfig, faces: publish.Dataset) -> Recogniser:

@@ -15,7 +15,7 @@ from facerec.training import state
 from facerec.training.config import TrainConfig
 from facerec.training.gather import from_first
 from facerec.training.loop import work
-from facerec.training.plan import Plan, make_plan, record
+from facerec.training.plan import Plan, claim, make_plan, record
 
 RESTARTS = 3
 """Times that Ray Train starts the workers again before the driver looks whether the run gets on at all."""
@@ -29,13 +29,14 @@ def train(config: TrainConfig) -> None:
     """
     plan = make_plan(config)
     with publish.exclusive(plan.uri(), "--run"):
-        record(plan)
         if is_model(plan.uri("model")):
+            claim(plan)
             print(
                 f"train: {config.run} is finished already ({config.steps} steps): {plan.uri('model')}",
                 flush=True,
             )
             return
+        record(plan)
         split = plan.split
         print(
             f"train: {len(plan.identities)} identities to train on, {len(split.validation)} for validation, "

@@ -32,6 +32,8 @@ from facerec.training.schedule import Schedule
 CACHE_BYTES = 2**30
 """JPEG bytes kept a worker: a window's row groups (see schedule), so that each is read once."""
 
+OPEN_FILES = 64
+"""Shards held open: each takes a descriptor, and some 180 KB for its footer."""
 AHEAD = 2
 """Steps decoded ahead: one in the making while another waits."""
 
@@ -41,7 +43,7 @@ class FaceStore:
 
     def __init__(self, dataset: Dataset, index: FaceIndex, cache_bytes: int = CACHE_BYTES) -> None:
         self._folder, self._index, self._budget = dataset.folder, index, cache_bytes
-        self._files: dict[str, Any] = {}
+        self._files: OrderedDict[str, Any] = OrderedDict()
         self._groups: OrderedDict[tuple[str, int], pa.Array] = OrderedDict()
         self._held = 0
 
@@ -71,13 +73,20 @@ class FaceStore:
         uri = storage.join(self._folder, file)
         try:
             with s3.refusals(uri):
-                if file not in self._files:
-                    self._files[file] = pq.ParquetFile(storage.open_input(uri))
-                table = self._files[file].read_row_group(group, columns=["image.bytes"])
+                table = self._opened(file, uri).read_row_group(group, columns=["image.bytes"])
         except (OSError, pa.ArrowException) as error:
             said = " ".join(str(error).split())
             raise DatasetError(f"{uri}, row group {group}: {said}; run jobs/align.py again") from error
         return pa.concat_arrays(table["image"].chunks).field("bytes")
+
+    def _opened(self, file: str, uri: str) -> Any:
+        if file in self._files:
+            self._files.move_to_end(file)
+        else:
+            self._files[file] = pq.ParquetFile(storage.open_input(uri))
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close(force=True)
+        return self._files[file]
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,14 @@ def _check_shares(config: TrainConfig, shape: BatchShape) -> None:
         )
 
 
-def record(plan: Plan) -> None:
-    """Claim the run folder for these settings and write ``run.json``; raises MismatchError where it is another's."""
+def claim(plan: Plan) -> None:
+    """Make the run folder ours, or confirm that it is; raises MismatchError where it is another's."""
     publish.claim(plan.uri(), plan.config.decisive(), "--run")
+
+
+def record(plan: Plan) -> None:
+    """Claim the run folder for these settings and write ``run.json``: who trains now, with what."""
+    claim(plan)
     storage.write_json(
         plan.uri("run.json"),
         {

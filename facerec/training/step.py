@@ -140,6 +140,7 @@ def _triplets(miner: Miner, anchors: Anchors, mining: MiningConfig) -> TripletSu
 
 def _by_library(library: Library, anchors: Anchors, mining: MiningConfig) -> tuple[Tensor, TripletSum]:
     """The library's loss, and the distances of batch-hard triplets, so that telemetry tells of the same things."""
+    torch.manual_seed(int(anchors.faces.sum()))  # what a miner draws must be the same on all ranks
     loss = library_loss(anchors.everyone, anchors.labels, *library)
     hard = _triplets("batch_hard", anchors.detached(), mining)
     one = torch.ones((), dtype=torch.int64, device=loss.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -234,6 +235,16 @@ def test_pairs_of_people_trained_on_are_excluded_and_counted(setting: Setting) -
     reported = evaluate(replace(config, leakage="report"))
     assert (reported["pairs"]["excluded_for_leakage"], reported["pairs"]["scored"]) == (0, 8)
     assert reported["leakage"]["people_by_name"] == 1
+
+
+def test_a_control_without_the_trained_vectors_mirrored_faces_is_refused(
+    setting: Setting, tmp_path: Path
+) -> None:
+    control = Path(shutil.copytree(str(setting.config.control), tmp_path / "control"))
+    manifest = storage.read_json(f"{control}/manifest.json")
+    storage.write_json(f"{control}/manifest.json", manifest | {"flip": True})
+    with pytest.raises(MismatchError, match=r"with --flip.*--control"):
+        evaluate(replace(setting.config, control=str(control)))
 
 
 def test_vectors_of_another_run_are_refused(setting: Setting) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from facerec.evaluation.leakage import Seen, describe, find, photographs_of_people, plain
+from facerec.phash import bits_for
 
 HASHES = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 6)
 
@@ -28,6 +30,17 @@ def test_who_is_found_both_ways_is_one_person() -> None:
     leaks = find({"ada"}, np.array(["ada"]), HASHES[:1], seen)
     told = describe(leaks, seen, "exclude")
     assert (told["people"], told["people_by_name"], told["people_by_photograph"]) == (1, 1, 1)
+
+
+def test_of_many_pairs_only_what_chance_does_not_bring_is_a_copy() -> None:
+    """Nine million pairs have four within 4 bits by chance: then 2 bits tell a copy, and the report says so."""
+    random = np.random.default_rng(1).integers(-(2**63), 2**63 - 1, (2, 3000))
+    names = np.array([f"{at}" for at in range(3000)])
+    random[1, 0], random[1, 1] = random[0, 5] ^ 0b1111, random[0, 6] ^ 0b11
+    leaks = find(set(names), names, random[1], Seen(np.char.add("seen ", names), random[0], frozenset()))
+    assert leaks.by_photograph == {"1": "seen 6"}
+    assert (leaks.bits, bits_for(10**6), bits_for(10**12)) == (2, 4, 0)
+    assert leaks.by_chance == pytest.approx(0.36)
 
 
 def test_a_chain_of_likeness_is_no_leak() -> None:

@@ -176,6 +176,13 @@ def test_an_svm_of_another_model_or_of_another_report_is_refused(
     assert not (tmp_path / "names").exists()
 
 
+def test_vectors_with_and_without_the_mirrored_face_are_not_compared(enrolled: IdentifyConfig) -> None:
+    manifest = storage.read_json(f"{enrolled.gallery}/manifest.json")
+    storage.write_json(f"{enrolled.gallery}/manifest.json", manifest | {"flip": True})
+    with pytest.raises(MismatchError, match=r"with --flip.*--gallery"):
+        identify(enrolled)
+
+
 def one_person() -> tuple[list[str | None], Any]:
     return ["Ada"] * 600, np.random.default_rng(0).normal(size=(600, schema.EMBEDDING_DIM))
 

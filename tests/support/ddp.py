@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -33,3 +34,4 @@ def _rank(rank: int, world_size: int, port: int, folder: str, fn: Callable[..., 
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # an interpreter that goes down with gloo's threads aborts now and then on a loaded machine

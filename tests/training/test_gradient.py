@@ -283,6 +283,17 @@ def test_a_loss_of_the_metric_learning_library_is_that_of_one_process(world_size
             torch.testing.assert_close(step["gradient"], gradient, rtol=0, atol=1e-9)
 
 
+def library_draws() -> float:
+    torch.manual_seed(world()[0])  # as ranks are left by dropout of their own micro-batches
+    library = LibraryLoss(loss="TripletMarginLoss", miner="DistanceWeightedMiner")
+    return float(our_step(6, "semi_hard", True, False, False, library)["loss"]) * world()[1]
+
+
+def test_what_a_miner_of_the_library_draws_is_the_same_on_all_ranks() -> None:
+    (alone,) = run_ddp(1, library_draws)
+    assert run_ddp(2, library_draws) == pytest.approx([alone, alone], abs=1e-9)
+
+
 def test_in_bf16_gradient_caching_gives_the_gradient_of_the_kept_graph_and_embeddings_stay_fp32() -> None:
     images, labels, faces = batch_of(6, alone=False)
     gradients = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from facerec import storage
 from facerec.errors import DatasetError, StorageError
 from facerec.publish import Dataset
+from facerec.training import loader
 from facerec.training.augment import AugmentConfig
 from facerec.training.batches import BatchShape
 from facerec.training.index import FaceIndex
@@ -75,3 +77,15 @@ def test_s3_that_refuses_is_no_damaged_face(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(storage, "open_input", refused)
     with pytest.raises(StorageError, match="ACCESS_DENIED"):
         next(loader.ahead(range(2), range(4)))
+
+
+def test_shards_beyond_those_held_open_are_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "OPEN_FILES", 1)
+    faces = write_faces(tmp_path, 10, 5, side=64)
+    (entry,) = [file for file in faces.manifest["files"] if file["kind"] == "faces"]
+    shutil.copy(f"{faces.folder}/{entry['path']}", tmp_path / "copy.parquet")
+    store = FaceStore(faces, FaceIndex.read(faces))
+    bytes_of = [store._load(name, 0)[0].as_py() for name in (entry["path"], "copy.parquet", entry["path"])]
+    assert len(set(bytes_of)) == len(store._files) == 1

@@ -109,8 +109,10 @@ def test_a_finished_run_returns_at_once(
     faces: Dataset, finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "work", None)
-    train(config_of(faces, finished))
+    record = (finished / "run.json").read_bytes()
+    train(config_of(faces, finished, num_workers=3))
     assert "finished already" in capsys.readouterr().out
+    assert (finished / "run.json").read_bytes() == record, "of those who trained it"
 
 
 @pytest.mark.parametrize("damaged", [False, True])
