@@ -240,7 +240,7 @@ def test_pairs_of_people_trained_on_are_excluded_and_counted(setting: Setting) -
 def test_a_control_without_the_trained_vectors_mirrored_faces_is_refused(
     setting: Setting, tmp_path: Path
 ) -> None:
-    control = Path(shutil.copytree(str(setting.config.control), tmp_path / "control"))
+    control = Path(shutil.copytree(str(setting.config.control), tmp_path / "flipped"))
     manifest = storage.read_json(f"{control}/manifest.json")
     storage.write_json(f"{control}/manifest.json", manifest | {"flip": True})
     with pytest.raises(MismatchError, match=r"with --flip.*--control"):
