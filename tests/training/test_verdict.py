@@ -48,3 +48,9 @@ def test_each_end_has_its_word_and_says_what_to_change(
 def test_a_run_that_has_recovered_has_not_collapsed() -> None:
     early = lines([0.2] * 6, nearest=0.001)
     assert verdict(early + lines([0.1] * 12), 0.2, 0.2).word == "learning"
+
+
+def test_at_a_margin_of_2_people_well_apart_have_not_collapsed() -> None:
+    """Seen: 40 steps of 4,096 drawn faces at margin 2, an effective rank of 7.5 and twelve times the untrained network's score."""
+    assert verdict(lines([1.99] * 9, nearest=0.08), 2.0, 2.0).word == "learning"
+    assert verdict(lines([1.99] * 9, nearest=0.001), 2.0, 2.0).word == "collapsed"
