@@ -99,8 +99,7 @@ def faces_of(
         names.append(rows["identity"].take(theirs))
         hashes.append(rows["phash"].take(theirs))
         images += [image["bytes"] for image in storage.read_rows(uri, theirs, ["image"])["image"].to_pylist()]
-    found = (np.concatenate(column) for column in (names, hashes))
-    return next(found).astype(str), next(found).astype(np.int64), images
+    return np.concatenate(names).astype(str), np.concatenate(hashes).astype(np.int64), images
 
 
 def vectors(model: str, images: Iterable[bytes]) -> Any:

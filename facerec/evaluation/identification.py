@@ -127,9 +127,7 @@ def identify(vectors: Floats, enrolled: Enrolment, seed: int, cores: int = 1) ->
             "people_of": len(set(enrolled.identities[enrolled.train].tolist())),
             "calibration": calibration,
         },
-        "nearest_neighbour": _proportion(
-            _nearest_neighbour(vectors, enrolled, enrolled.train, enrolled.test)
-        ),
+        "nearest_neighbour": nearest_neighbour(vectors, enrolled),
         "nearest_centroid": _proportion(_nearest_centroid(vectors, enrolled, enrolled.train, enrolled.test)),
         "rejection": _reject(vectors, enrolled, svm, seed),
     }, model
@@ -337,10 +335,9 @@ def _who_is_taken_for_whom(enrolled: Enrolment, train: I64, test: I64, said: Str
     return {"people": names.tolist(), "confusion": triples, "per_identity": table}
 
 
-def nearest_neighbour_accuracy(vectors: Floats, enrolled: Enrolment) -> float:
-    """The share of the test half's faces whose nearest of the other half is of their own person."""
-    answers = _nearest_neighbour(vectors, enrolled, enrolled.train, enrolled.test)
-    return float(_proportion(answers)["accuracy"])
+def nearest_neighbour(vectors: Floats, enrolled: Enrolment) -> dict[str, Any]:
+    """How many of the test half's faces have their nearest of the other half in their own person."""
+    return _proportion(_nearest_neighbour(vectors, enrolled, enrolled.train, enrolled.test))
 
 
 def _nearest_neighbour(vectors: Floats, enrolled: Enrolment, train: I64, probes: I64) -> Answers:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facerec.evaluation.config import EvaluateConfig
-from facerec.evaluation.identification import enrol, identify, nearest_neighbour_accuracy
+from facerec.evaluation.identification import enrol, identify, nearest_neighbour
 from facerec.evaluation.leakage import photographs_of_people
 from facerec.evaluation.pairs import all_pairs
 from facerec.evaluation.verification import verify
@@ -32,7 +32,7 @@ def score_unseen(
     identified, _ = identify(vectors, enrolled, config.seed)
     verified = verify(all_pairs(vectors, identities, config.seed), REPLICATES, config.seed)
     found = [row for row in verified.get("true_accepts", []) if row["far"] == FAR and row["tar"] is not None]
-    control = {} if untrained is None else {"untrained": nearest_neighbour_accuracy(untrained, enrolled)}
+    control = {} if untrained is None else {"untrained": nearest_neighbour(untrained, enrolled)["accuracy"]}
     return control | {
         "svm": identified["accuracy"],
         "svm_interval": identified["interval"],

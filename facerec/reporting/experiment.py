@@ -74,5 +74,4 @@ def over(rows: list[dict[str, Any]], name: str, title: str, x: str, others: list
             type="log", tickvals=sorted({place for points in groups.values() for place in points})
         )
     figure.update_layout(showlegend=True)
-    share = name != "seconds"
-    return styled(figure, x, title, height=420, y_range=[0, 1.02] if share else None)
+    return styled(figure, x, title, height=420, y_range=None if name == "seconds" else [0, 1.02])

@@ -29,8 +29,8 @@ def train(config: TrainConfig) -> None:
     """
     plan = make_plan(config)
     with publish.exclusive(plan.uri(), "--run"):
+        claim(plan)
         if is_model(plan.uri("model")):
-            claim(plan)
             print(
                 f"train: {config.run} is finished already ({config.steps} steps): {plan.uri('model')}",
                 flush=True,

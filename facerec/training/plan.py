@@ -1,4 +1,4 @@
-"""Everything a run needs to know before it does any work, checked; nothing here writes, but for claiming the folder."""
+"""Everything a run needs to know before it does any work, checked; only ``claim`` and ``record`` write."""
 
 from __future__ import annotations
 
@@ -113,8 +113,7 @@ def claim(plan: Plan) -> None:
 
 
 def record(plan: Plan) -> None:
-    """Claim the run folder for these settings and write ``run.json``: who trains now, with what."""
-    claim(plan)
+    """Write ``run.json``: who trains now, with what."""
     storage.write_json(
         plan.uri("run.json"),
         {
