@@ -68,14 +68,14 @@ def _fit(plan: Plan) -> None:
             ray.train.TrainingFailedError,
             RayActorError,
         ) as error:  # the second: its controller was killed
-            newest = state.newest_step(plan.uri("checkpoints"))
-            if newest <= reached or _fault(plan):
-                raise _fault(plan) or error from None
+            newest, fault = state.newest_step(plan.uri("checkpoints")), _fault(plan)
+            if newest <= reached or _is_final(fault):
+                raise fault or error from None
             reached = newest
             said = str(error).strip().splitlines()[-1][:200]
             print(f"train: WARNING: {said}; starting again after step {newest}", flush=True)
             continue
-        if fault := _fault(plan):
+        if (fault := _fault(plan)) and _is_final(fault):
             raise fault
         return
 
@@ -103,20 +103,23 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     import ray.train
 
     plan: Plan = loop_config["plan"]
-    if from_first(_fault(plan) is not None):
+    if from_first(_is_final(_fault(plan))):
         return  # said already; trying again would not mend it
     try:
         work(plan)
-    except StorageError:
-        raise  # S3 may answer again at the next attempt
     except FacerecError as error:
         storage.write_json(plan.uri("fault.json"), {"kind": type(error).__name__, "said": str(error)})
         raise
     ray.train.report({"steps": plan.config.steps})
 
 
+def _is_final(fault: FacerecError | None) -> bool:
+    """Whether trying again would not mend it; S3 may answer at the next attempt."""
+    return fault is not None and not isinstance(fault, StorageError)
+
+
 def _fault(plan: Plan) -> FacerecError | None:
-    """What a worker found that the user must mend."""
+    """What a worker found, as it said it."""
     uri = plan.uri("fault.json")
     if not storage.exists(uri):
         return None

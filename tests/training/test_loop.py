@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.train
 import torch
 
-from facerec.errors import ConfigError, DatasetError, FacerecError, MismatchError
+from facerec import storage
+from facerec.errors import ConfigError, DatasetError, FacerecError, MismatchError, StorageError
 from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import load_model, read_card, save_model
 from facerec.publish import Dataset
@@ -447,6 +449,23 @@ def test_a_fault_of_the_users_that_a_worker_finds_is_one_line_at_the_first_attem
     with pytest.raises(DatasetError, match=r"faces-00000\.parquet.*run jobs/align\.py again"):
         train(config)
     assert "starting again" not in capsys.readouterr().out
+
+
+def test_s3_that_refuses_all_attempts_is_one_line_too(
+    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, tried = make_plan(config_of(faces, tmp_path / "run", num_workers=2)), []
+
+    class Refused:
+        def fit(self) -> None:
+            tried.append(1)
+            storage.write_json(plan.uri("fault.json"), {"kind": "StorageError", "said": "AccessDenied"})
+            raise ray.train.TrainingFailedError("a worker failed")
+
+    monkeypatch.setattr(fit, "_trainer", lambda _plan: Refused())
+    with pytest.raises(StorageError, match=r"^AccessDenied$"):
+        fit._fit(plan)
+    assert len(tried) == 2, "once more, as it may have been over"
 
 
 @pytest.mark.usefixtures("ray_local")
