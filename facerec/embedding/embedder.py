@@ -111,12 +111,19 @@ class RowEmbedder:
 
 
 def pool(config: EmbedConfig, parts: int) -> dict[str, Any]:
-    """Ray Data's options of embedding actors: one core or GPU each, as many as there is room and work for."""
+    """Ray Data's options of embedding actors: one core or GPU each, as many as there is room and work for.
+
+    A GPU is asked for actor by actor: with ``num_gpus`` Ray Data wants a number of rows, and would cut and join the parts.
+    """
     most = min(config.actors or parts, parts)
     return {
         "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         "batch_size": None,
         "batch_format": "pyarrow",
         "num_cpus": 1,
-        "num_gpus": 1 if config.gpu else None,
+        "ray_remote_args_fn": _with_a_gpu if config.gpu else None,
     }
+
+
+def _with_a_gpu() -> dict[str, int]:
+    return {"num_gpus": 1}

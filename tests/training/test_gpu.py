@@ -1,0 +1,140 @@
+"""On a GPU what the CPU does: the same step, the same triplets, whole runs, Ray's workers, and vectors.
+
+These tests want one GPU, and say so where there is none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from facerec.embedding.config import EmbedConfig
+from facerec.embedding.pipeline import embed_faces
+from facerec.models.embedder import ModelConfig
+from facerec.models.format import load_model
+from facerec.models.images import decode_jpeg, to_input
+from facerec.publish import Dataset
+from facerec.session import ray_session
+from facerec.telemetry import read_json_lines
+from facerec.training.batches import BatchConfig
+from facerec.training.config import TrainConfig
+from facerec.training.distances import Anchors
+from facerec.training.fit import train
+from facerec.training.loop import Worker
+from facerec.training.losses import triplet_sum
+from facerec.training.mining import Miner, MiningConfig, mine
+from facerec.training.step import MicroBatches, descend
+from tests.training.test_gradient import MARGIN, MICRO, SOFT, batch_of, small_network
+from tests.training.test_mining import DENSE, MINERS
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+
+def step_on(device: str, miner: Miner, cache: bool) -> tuple[float, Tensor]:
+    """Loss and gradient of a step in float64, without dropout: each device draws its own."""
+    images, labels, faces = batch_of(6, alone=False)
+    network = small_network(norm=True)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    result = descend(
+        MicroBatches(network.to(device), 6),
+        images.to(device),
+        labels.to(device),
+        faces.to(device),
+        seeds=range(6),
+        sizes=[6 * MICRO],
+        miner=miner,
+        mining=MiningConfig(margin=MARGIN, soft=SOFT if miner == "n_pair" else 0.0),
+        cache=cache,
+    )
+    gradients = [parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None]
+    return float(result.loss), torch.cat(gradients).cpu()
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("miner", [*MINERS, *DENSE])
+def test_a_step_has_the_loss_and_the_gradient_that_it_has_on_the_cpu(miner: Miner, cache: bool) -> None:
+    (loss, gradient), (expected, slope) = step_on("cuda", miner, cache), step_on("cpu", miner, cache)
+    assert loss == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(gradient, slope, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("per_person", [4, 16])
+@pytest.mark.parametrize("miner", MINERS)
+def test_the_triplets_are_as_far_as_on_the_cpu(miner: Miner, per_person: int) -> None:
+    whole = torch.randint(-8, 9, (512, 16), generator=torch.manual_seed(0)) / 8  # distances without rounding
+    labels, faces = torch.arange(512) // per_person, torch.arange(512)
+    config = MiningConfig(margin=2.0)
+    sums = []
+    for device in ("cpu", "cuda"):
+        anchors = Anchors(*(tensor.to(device) for tensor in (whole, whole, labels, faces)))
+        sums.append(triplet_sum(anchors, mine(miner, anchors, config.margin), config))
+    ours, theirs = sums
+    assert (int(ours.active), int(ours.looked_at)) == (int(theirs.active), int(theirs.looked_at))
+    for name in ("d_ap", "d_an"):
+        torch.testing.assert_close(
+            getattr(theirs, name).cpu().sort().values, getattr(ours, name).sort().values, rtol=0, atol=0
+        )
+
+
+def config_of(faces: Dataset, run: Path, workers: int, steps: int = 6) -> TrainConfig:
+    return TrainConfig(
+        faces=faces.folder,
+        run=str(run),
+        model=ModelConfig(side=32, dropout=0.1),
+        batch=BatchConfig(p=8, k=4, micro_batch=8, cache=True),
+        steps=steps,
+        num_workers=workers,
+        gpu=True,
+        checkpoint_every=2,
+        log_every=2,
+    )
+
+
+def test_a_run_goes_on_from_its_checkpoint_and_its_worker_is_given_the_gpu(
+    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(config_of(faces, whole, workers=0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_update", interrupted_at(4))
+        with pytest.raises(KeyboardInterrupt):
+            train(config_of(faces, killed, workers=0))
+    with ray_session():
+        train(config_of(faces, killed, workers=1))
+    there, here = (read_json_lines(str(run / "metrics.jsonl")) for run in (whole, killed))
+    assert [line["batches"] for line in here] == [line["batches"] for line in there]
+    assert all(0 < line["memory_mb"] < 4000 for line in here)
+    # In bf16, and with sums in no fixed order.
+    assert here[-1]["loss"] == pytest.approx(there[-1]["loss"], rel=0.05)
+
+
+def interrupted_at(step: int) -> object:
+    update = Worker._update
+
+    def update_or_stop(worker: Worker, number: int) -> None:
+        if number == step:
+            raise KeyboardInterrupt
+        update(worker, number)
+
+    return update_or_stop
+
+
+def test_vectors_are_those_of_the_cpu(faces: Dataset, tmp_path: Path) -> None:
+    train(config_of(faces, tmp_path / "run", workers=0))
+    model = str(tmp_path / "run" / "model")
+    network, _ = load_model(model)
+    rows = faces.read("faces")["image"].to_pylist()
+    with torch.inference_mode():
+        expected = network(to_input(np.stack([decode_jpeg(row["bytes"]) for row in rows]), 32)).numpy()
+    for precision, off in (("fp32", 1e-3), ("bf16", 3e-2)):
+        out = str(tmp_path / precision)
+        config = EmbedConfig(faces=faces.folder, model=model, out=out, precision=precision, gpu=True)  # type: ignore[arg-type]
+        with ray_session():
+            column = embed_faces(config).read("embeddings")["embedding"]
+        np.testing.assert_allclose(np.stack(column.to_numpy(zero_copy_only=False)), expected, atol=off)
