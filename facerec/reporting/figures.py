@@ -77,17 +77,22 @@ def distances(metrics: list[dict[str, Any]], distance: str) -> go.Figure:
     )
 
 
-def validation(watched: list[dict[str, Any]]) -> go.Figure:
-    """Scores of the validation people against the step, of lines that have them."""
+def validation(metrics: list[dict[str, Any]]) -> go.Figure:
+    """Scores of the validation people against the step, of lines that have them; dotted, the untrained network's."""
     figure = go.Figure()
+    untrained: dict[str, float] = next((line["untrained"] for line in metrics if "untrained" in line), {})
     for key, name, color in (
         ("nearest_neighbour", "nearest neighbour", TRAINED),
         ("tar@0.01", "TAR at 1 % FAR", OTHER),
     ):
-        lines = [line for line in watched if key in line["validation"]]
+        lines = [line for line in metrics if key in line.get("validation", {})]
         if lines:
             values = [line["validation"][key] for line in lines]
             figure.add_scatter(x=_column(lines, "step"), y=values, name=name, line_color=color)
+        if lines and key in untrained:
+            ends = {"x": [0, lines[-1]["step"]], "y": [untrained[key]] * 2}
+            dotted = {"color": color, "dash": "dot"}
+            figure.add_scatter(**ends, name=f"{name}, untrained", line=dotted, mode="lines")
     return styled(figure, "step", "on validation people", y_range=[0, 1.02])
 
 

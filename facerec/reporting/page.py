@@ -127,8 +127,8 @@ def render(shown: Shown) -> str:
             "loss": figures.loss(shown.metrics),
             "distances": figures.distances(shown.metrics, distance),
         }
-        if watched := [line for line in shown.metrics if "validation" in line]:
-            charts["validation"] = figures.validation(watched)
+        if any("validation" in line for line in shown.metrics):
+            charts["validation"] = figures.validation(shown.metrics)
     if "roc" in verification["trained"]:
         charts["roc"] = figures.roc(verification)
         charts["pairs"] = figures.pair_distances(verification["trained"])

@@ -89,8 +89,7 @@ class Worker:
         """Go on from the last checkpoint, train to the end, and save the model."""
         start, elapsed = self._resume()
         self.notice = Notice(self.config.workers != (0, 0), start)
-        if start == 0:
-            self._save_untrained()
+        self.untrained = self._keep_untrained() if start == 0 else {}
         if self.config.compile:
             self.network.network.compile()
         model = _distributed(MicroBatches(self.network, self.plan.shape.groups, self.plan.precision))
@@ -127,12 +126,14 @@ class Worker:
         saves = self.notice.come(done) or scheduled
         if logs or saves:
             self._stop_if_bad(done)
-        scores = self._validate() if scheduled else {}
+        scores = self._validate(self.trained) if scheduled else {}
         if logs or scores:
             extra |= {"lr": config.optimizer.lr_at(batch.step, config.steps), "batches": self.chain}
             extra |= {"miner": config.library.loss or self.curriculum.miner}
             extra |= {"epoch": self.loader.schedule.epoch(batch.step)}
-            journal.write(done, result, extra | ({"validation": scores} if scores else {}))
+            extra |= {"validation": scores} if scores else {}
+            extra |= {"untrained": self.untrained} if self.untrained and done == 1 else {}
+            journal.write(done, result, extra)
         self.curriculum.after(done, result.sums)
         if saves:
             self._save_state(done, journal.elapsed_s, scores.get("nearest_neighbour"))
@@ -176,10 +177,8 @@ class Worker:
                 f"step {safe} stands; start another --run with a smaller --optimizer.lr"
             )
 
-    def _validate(self) -> dict[str, float]:
-        if not self.validation:
-            return {}
-        return self.validation.score(self.trained, self.device, self.plan.precision)
+    def _validate(self, network: Embedder) -> dict[str, float]:
+        return self.validation.score(network, self.device, self.plan.precision) if self.validation else {}
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
@@ -232,15 +231,17 @@ class Worker:
             f"train: best by validation: step {found.step}, nearest neighbour {found.score:.3f}", flush=True
         )
 
-    def _save_untrained(self) -> None:
-        """The control of every learning claim: the network at step 0, its BatchNorm set by one pass."""
-        if self.rank != 0 or is_model(self.plan.uri("untrained")):
-            return
+    def _keep_untrained(self) -> dict[str, float]:
+        """The control of every learning claim: the network at step 0, its BatchNorm set by one pass. Saved, and its scores
+        on the validation people. Collective: all ranks have the same weights, and look at a part of the faces each.
+        """
         network = deepcopy(self.network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.derive(self.config.seed, "calibration"))
             calibrate(network, self._calibration())
-        self._save_model("untrained", network, 0)
+        if self.rank == 0 and not is_model(self.plan.uri("untrained")):
+            self._save_model("untrained", network, 0)
+        return self._validate(network)
 
     def _calibration(self) -> Iterator[Tensor]:
         shape = self.plan.shape

@@ -63,7 +63,8 @@ class CollapseWatch:
     """
 
     expected: float | None
-    """The loss where all distances are equal; None for a loss of another library, where the distances alone tell."""
+    """The loss where all distances are equal; that of hard triplets is larger still when people lie at a few points. None
+    for a loss of another library, where the distances alone tell."""
     margin: float
     """Another person nearer than a twentieth of it, or of 0.2, is no other person any more: a margin of 2 asks for more
     than people that are well apart early in a run have."""
@@ -72,7 +73,7 @@ class CollapseWatch:
     def warning(self, metrics: dict[str, Any]) -> str | None:
         """A line to print, each time the last three metrics lines all look collapsed."""
         expected = self.expected
-        stuck = not expected or abs(metrics["loss"] - expected) <= 0.02 * expected or metrics["active"] == 0
+        stuck = not expected or metrics["loss"] >= 0.98 * expected or metrics["active"] == 0
         near = metrics["nearest_negative"] < 0.05 * min(self.margin, 0.2)
         self._lines = self._lines + 1 if stuck and near else 0
         if self._lines < COLLAPSE_LINES:

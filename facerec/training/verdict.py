@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from facerec.training.measures import COLLAPSE_LINES, CollapseWatch
 
-Word = Literal["learning", "overfitting", "collapsed", "under-trained", "too short to tell"]
+Word = Literal["learning", "not learning", "overfitting", "collapsed", "under-trained", "too short to tell"]
 
 LEAST_LINES = 8
 """Lines of metrics, below which two quarters of them mean nothing."""
@@ -15,6 +15,8 @@ STILL_FALLING = 0.95
 """Loss of the last quarter over the quarter before, below which more steps would have helped."""
 LOST = 0.03
 """Of the validation's nearest-neighbour accuracy since its best, from which on the run learns its people by heart."""
+LEARNT = 0.95
+"""Error of the validation's best over the untrained network's, above which the run has taught nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ def verdict(lines: list[dict[str, Any]], loss_at_collapse: float | None, margin:
             "too short to tell", f"{len(lines)} lines of metrics; {LEAST_LINES} are needed (--log_every)"
         )
     validated = [line["validation"]["nearest_neighbour"] for line in lines if "validation" in line]
+    if (untrained := _untrained(lines)) and validated and 1 - max(validated) > LEARNT * (1 - untrained):
+        return Verdict(
+            "not learning",
+            f"validation people are at {max(validated):.3f} at best, and at {untrained:.3f} by the untrained network; start "
+            "another --run with a smaller --optimizer.lr or --mining.strategy semi_hard, or take more --steps",
+        )
     before, last = _quarter(lines, 2), _quarter(lines, 3)
     ratio = last / before if before else 1.0
     if validated and max(validated) - validated[-1] > LOST:
@@ -59,6 +67,13 @@ def verdict(lines: list[dict[str, Any]], loss_at_collapse: float | None, margin:
         else "no people are kept back"
     )
     return Verdict("learning", f"the loss has settled ({last:.4f}), {said}")
+
+
+def _untrained(lines: list[dict[str, Any]]) -> float | None:
+    """The untrained network's nearest neighbour on the validation people, where there are any; in the first line."""
+    return next(
+        (float(line["untrained"]["nearest_neighbour"]) for line in lines if "untrained" in line), None
+    )
 
 
 def _quarter(lines: list[dict[str, Any]], number: int) -> float:

@@ -81,6 +81,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> page.ReportConfig:
         | {"elapsed_s": 50.0 * i, "validation": {"nearest_neighbour": 0.5}}
         for i in range(3)
     ]
+    lines[0]["untrained"] = {"nearest_neighbour": 0.25}
     storage.write_bytes(f"{folder}/run/metrics.jsonl", "\n".join(map(json.dumps, lines)).encode())
     where = {name: f"{folder}/{name}" for name in ("faces", "run")}
     return page.ReportConfig(**where, report=f"{folder}/report.json", out=f"{folder}/report.html")

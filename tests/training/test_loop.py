@@ -27,11 +27,13 @@ from facerec.training.clock import PHASES
 from facerec.training.config import OptimizerConfig, TrainConfig
 from facerec.training.distances import Anchors
 from facerec.training.fit import train
+from facerec.training.loader import FaceStore
 from facerec.training.measures import CollapseWatch, spread_of
 from facerec.training.metric_learning import LibraryLoss
 from facerec.training.mining import MiningConfig
 from facerec.training.plan import Plan, make_plan
 from facerec.training.step import nearest_negatives
+from facerec.training.validation import Validation
 from tests.support.ddp import run_ddp
 from tests.support.faces import write_faces
 from tests.support.gauges import documented
@@ -95,7 +97,7 @@ def test_every_gauge_of_a_run_is_listed_for_those_who_watch_it(finished: Path) -
     }
     listed = documented("train")
     assert {f"ray_facerec_train_{name}" for name in names} == {
-        name for name in listed if "_validation_" not in name
+        name for name in listed if "_validation_" not in name and "_untrained_" not in name
     }
     assert "ray_facerec_train_validation_nearest_neighbour" in listed
 
@@ -371,11 +373,31 @@ def test_validation_people_are_scored_at_each_checkpoint_and_choose_the_best(
         step: line["validation"]["nearest_neighbour"] for step, line in lines.items() if "validation" in line
     }
     assert scores.keys() == {2, 4, 6}
+    assert [step for step, line in lines.items() if "untrained" in line] == [1]
+    assert {
+        f"ray_facerec_train_{name}".replace("/", "_") for name in flat(lines[1]) if "untrained/" in name
+    } < documented("train")
     best = read_card(str(tmp_path / "run" / "best")).about["steps"]
     assert scores[best] == max(scores.values())
     split = json.loads((tmp_path / "run" / "run.json").read_text())["split"]
     assert len(split["validation"]) == 6
     assert not set(split["validation"]) & {*split["train"], *split["unseen"]}
+
+
+def test_the_untrained_network_is_scored_alike_at_every_number_of_workers(
+    crowd: Dataset, tmp_path: Path
+) -> None:
+    found = {}
+    for workers in (1, 3):
+        run = tmp_path / str(workers)
+        run_ddp(workers, loop.work, make_plan(config_of(crowd, run, steps=1)))
+        found[workers] = read_json_lines(str(run / "metrics.jsonl"))[0]["untrained"]
+    assert found[3] == pytest.approx(found[1])
+    network = load_model(str(tmp_path / "1" / "untrained"))[0]
+    plan = make_plan(config_of(crowd, tmp_path / "1", steps=1))
+    store = FaceStore(plan.dataset, plan.index())
+    looked_at = Validation(store, plan.index(), plan.split.validation, plan.config.validation, MODEL.side)
+    assert found[1] == looked_at.score(network, torch.device("cpu"), "fp32")
 
 
 def test_a_moving_average_of_the_weights_is_what_is_saved(faces: Dataset, tmp_path: Path) -> None:

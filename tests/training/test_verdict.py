@@ -45,6 +45,28 @@ def test_each_end_has_its_word_and_says_what_to_change(
     assert named in found.why
 
 
+@pytest.mark.parametrize(
+    "validated, untrained, word",
+    [
+        ([0.26, 0.27, 0.28, 0.279], 0.302, "not learning"),  # InceptionResnetV1, margin 2, a rate of 1e-3
+        ([0.245, 0.311, 0.28, 0.269], 0.302, "not learning"),  # the same, multi-similarity, 3e-3
+        ([0.30, 0.33, 0.35, 0.354], 0.302, "learning"),  # the same, margin 2, 3e-4
+        ([0.40, 0.60, 0.58, 0.50], 0.302, "overfitting"),
+        ([0.97, 0.98, 0.98, 0.98], 0.97, "learning"),
+    ],
+)
+def test_a_settled_loss_is_not_learning_where_the_untrained_network_was_as_good(
+    validated: list[float], untrained: float, word: str
+) -> None:
+    metrics = lines([1.99] * 12, validated)
+    metrics[0]["untrained"] = {"nearest_neighbour": untrained}
+    assert verdict(metrics, 2.0, 2.0).word == word
+
+
+def test_hard_triplets_of_people_at_a_few_points_have_collapsed_at_more_than_the_margin() -> None:
+    assert verdict(lines([2.9] * 9, nearest=0.005), 2.0, 2.0).word == "collapsed"
+
+
 def test_a_run_that_has_recovered_has_not_collapsed() -> None:
     early = lines([0.2] * 6, nearest=0.001)
     assert verdict(early + lines([0.1] * 12), 0.2, 0.2).word == "learning"
