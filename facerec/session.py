@@ -78,6 +78,11 @@ def cores() -> int:
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)  # type: ignore[no-untyped-call]
 
 
+def one_core() -> bool:
+    """Whether one core is all there is. A cluster that scales from none has more to come."""
+    return bool(ray.cluster_resources().get("CPU", 0) == 1)  # type: ignore[no-untyped-call]
+
+
 def on_whole_blocks(blocks: list[pa.Table]) -> ray.data.Dataset:
     """A dataset whose blocks are units of work (parts, shards), one each, and are never cut."""
     ray.data.DataContext.get_current().target_max_block_size = None

@@ -44,7 +44,7 @@ class TensorBoard:
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """One point a curve."""
         for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name.replace("@", "_"), value, step)  # else it says so, at every name
 
     def close(self) -> None:
         """Write what is still in memory."""

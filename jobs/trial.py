@@ -74,7 +74,7 @@ def _scores(settings: TrainConfig) -> dict[str, Any]:
     names, hashes, images = faces_of(dataset, plan.split.unseen)
     lines = read_json_lines(plan.uri("metrics.jsonl"))
     said, last = verdict(lines, plan.loss_at_collapse, settings.mining.margin), lines[-1]
-    trained, untrained = (vectors(plan.uri(name), images) for name in ("model", "untrained"))
+    trained, untrained = (vectors(plan.uri(name), images, settings.gpu) for name in ("model", "untrained"))
     return score_unseen(trained, names, hashes, untrained) | {
         "unseen_people": len(plan.split.unseen),
         "steps": settings.steps,
@@ -102,6 +102,7 @@ def faces_of(
     return np.concatenate(names).astype(str), np.concatenate(hashes).astype(np.int64), images
 
 
-def vectors(model: str, images: Iterable[bytes]) -> Any:
+def vectors(model: str, images: Iterable[bytes], gpu: bool = False) -> Any:
     """Unit vectors [n, d] of JPEG bytes."""
-    return load_embedder(model, backend="torch")(map(decode_jpeg, images))
+    embed = load_embedder(model, backend="torch", device="cuda" if gpu else "cpu")
+    return embed(map(decode_jpeg, images))

@@ -113,17 +113,24 @@ class RowEmbedder:
 def pool(config: EmbedConfig, parts: int) -> dict[str, Any]:
     """Ray Data's options of embedding actors: one core or GPU each, as many as there is room and work for.
 
-    A GPU is asked for actor by actor: with ``num_gpus`` Ray Data wants a number of rows, and would cut and join the parts.
+    They are for ``packed`` parts: with GPUs Ray Data wants batches by rows, and would cut and join parts to fill them.
     """
     most = min(config.actors or parts, parts)
     return {
         "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        "batch_size": None,
+        "batch_size": 1,
         "batch_format": "pyarrow",
         "num_cpus": 1,
-        "ray_remote_args_fn": _with_a_gpu if config.gpu else None,
+        "num_gpus": 1 if config.gpu else None,
     }
 
 
-def _with_a_gpu() -> dict[str, int]:
-    return {"num_gpus": 1}
+def packed(part: pa.Table) -> pa.Table:
+    """A part of any rows as one row."""
+    rows = pa.concat_arrays(part.to_struct_array().chunks)
+    return pa.table({"part": pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
+
+
+def unpacked(batch: pa.Table) -> pa.Table:
+    """The part that one row holds."""
+    return pa.Table.from_struct_array(pa.concat_arrays(batch["part"].chunks).flatten())

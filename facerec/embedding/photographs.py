@@ -27,11 +27,13 @@ from facerec.embedding.embedder import (
     checked_card,
     claimed,
     how,
+    packed,
     pool,
+    unpacked,
 )
 from facerec.photographs import digest
 from facerec.progress import Progress
-from facerec.session import cores, on_whole_blocks
+from facerec.session import on_whole_blocks, one_core
 from facerec.telemetry import Prometheus
 
 FILE_ROWS = 50_000
@@ -119,12 +121,13 @@ def written_parts(
     ``apart``: detecting and embedding in two pools, if the cluster has a core for each; else one actor does both in turn.
     """
     parts = [missing.slice(at, photographs.part) for at in range(0, missing.num_rows, photographs.part)]
-    blocks, embedding = on_whole_blocks(parts), (config, stamp, storage.join(out, "parts"))
-    if apart and cores() > 1:
+    blocks = on_whole_blocks([packed(part) for part in parts])
+    embedding = (config, stamp, storage.join(out, "parts"))
+    if apart and not one_core():
         aligned = blocks.map_batches(
             PartAligner,
             fn_constructor_args=(photographs.make_align,),
-            batch_size=None,
+            batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(parts)),
             num_cpus=1,
@@ -147,11 +150,11 @@ class PartAligner:
     def __init__(self, make_align: Callable[[], Align]) -> None:
         self._align = make_align()
 
-    def __call__(self, part: pa.Table) -> pa.Table:
-        """schema.PHOTOGRAPHS rows to schema.ALIGNED rows and the column TOOK."""
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Packed schema.PHOTOGRAPHS rows to packed schema.ALIGNED rows and the column TOOK."""
         began = time.monotonic()
-        rows = self._align(part)
-        return rows.append_column(TOOK, pa.array([time.monotonic() - began] * rows.num_rows))
+        rows = self._align(unpacked(batch))
+        return packed(rows.append_column(TOOK, pa.array([time.monotonic() - began] * rows.num_rows)))
 
 
 class AlignedEmbedder:
@@ -166,8 +169,9 @@ class AlignedEmbedder:
         vectors, rejects = self._embed(part.filter(face)), part.filter(pc.invert(face))
         return pa.concat_tables([_embedded(vectors), _embedded(rejects)])
 
-    def __call__(self, part: pa.Table) -> pa.Table:
-        """schema.ALIGNED rows and the column TOOK to one row of counts."""
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Packed schema.ALIGNED rows and the column TOOK to one row of counts."""
+        part = unpacked(batch)
         took = part[TOOK][0].as_py()
         photographs = part.select(schema.PHOTOGRAPHS.names)
         return publish.write_part(self._folder, photographs, lambda: self.rows(part), before_s=took)
@@ -181,8 +185,9 @@ class PhotographEmbedder:
     ) -> None:
         self._align, self._embed, self._folder = make_align(), AlignedEmbedder(config, stamp, folder), folder
 
-    def __call__(self, part: pa.Table) -> pa.Table:
-        """schema.PHOTOGRAPHS rows to one row of counts."""
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Packed schema.PHOTOGRAPHS rows to one row of counts."""
+        part = unpacked(batch)
         return publish.write_part(self._folder, part, lambda: self._embed.rows(self._align(part)))
 
 

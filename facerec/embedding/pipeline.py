@@ -24,7 +24,9 @@ from facerec.embedding.embedder import (
     checked_card,
     claimed,
     how,
+    packed,
     pool,
+    unpacked,
 )
 from facerec.errors import DatasetError
 from facerec.session import on_whole_blocks
@@ -138,7 +140,7 @@ def _written(out: str, parts: list[pa.Table], config: EmbedConfig, stamp: Stamp)
     """Embed and write part by part; yields the counts of each as it is finished."""
     if not parts:
         return
-    written = on_whole_blocks(parts).map_batches(
+    written = on_whole_blocks([packed(part) for part in parts]).map_batches(
         ShardEmbedder,
         fn_constructor_args=(config, stamp, storage.join(out, "parts")),
         **pool(config, len(parts)),
@@ -152,9 +154,9 @@ class ShardEmbedder:
     def __init__(self, config: EmbedConfig, stamp: Stamp, folder: str) -> None:
         self._embed, self._folder = RowEmbedder(config, stamp), folder
 
-    def __call__(self, part: pa.Table) -> pa.Table:
-        """Rows of one shard, by its URI (``shard``) and their numbers (``row``), to one row of counts."""
-        began = time.monotonic()
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A packed part, rows of one shard by its URI (``shard``) and their numbers (``row``), to one row of counts."""
+        began, part = time.monotonic(), unpacked(batch)
         faces = storage.read_rows(part["shard"][0].as_py(), part["row"].to_numpy(), COLUMNS)
         return publish.write_part(
             self._folder,

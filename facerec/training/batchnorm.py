@@ -47,14 +47,11 @@ def global_statistics(model: nn.Module, groups: int) -> Iterator[Callable[[], No
 def kept_statistics(model: nn.Module) -> Iterator[None]:
     """Within: forwards leave no trace in running statistics. For a forward that only repeats an earlier one."""
     layers = _layers(model)
-    before = [(layer, _flat(layer), layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked = layer.num_batches_tracked.clone()
+        layer.track_running_stats = False
     yield
-    for layer, flat, count in before:
-        layer.num_batches_tracked = count
-        _put(layer, flat)
+    for layer in layers:
+        layer.track_running_stats = True
 
 
 def calibrate(model: nn.Module, micro_batches: Iterator[Tensor]) -> None:

@@ -85,7 +85,7 @@ def _trainer(plan: Plan) -> Any:
     from ray.train.torch import TorchTrainer
 
     config = plan.config
-    least, most = config.workers
+    least, most = plan.workers
     workers: Any = most if least == most else (least, most)  # Ray's type leaves the range out
     return TorchTrainer(
         _ray_worker,

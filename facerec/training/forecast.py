@@ -33,18 +33,18 @@ def forecast(config: TrainConfig) -> dict[str, object]:
         "identities": f"{len(plan.identities):,} trained on, {len(split.validation):,} validation, {len(split.unseen):,} unseen",
         "batches": f"{shape.p} x {shape.k} faces in {shape.groups} micro-batches of {shape.micro_batch}, {plan.precision}",
         "steps": f"{config.steps - done:,} of {config.steps:,}, a checkpoint every {config.checkpoint_every}",
-        "workers": _workers(config),
+        "workers": _workers(plan),
         "memory": f"about {worker_bytes(plan, least) / 2**30:.1f} GiB a worker, where they are {least}",
         "result": f"{config.run}, {'going on after step ' + str(done) if done else 'begun anew'}",
     }
 
 
-def _workers(config: TrainConfig) -> str:
-    least, most = config.workers
+def _workers(plan: Plan) -> str:
+    least, most = plan.workers
     if not most:
         return "this process, without Ray"
     number = f"{most}" if least == most else f"{least} to {most}"
-    return f"{number}, one {'GPU and one core' if config.gpu else 'core'} each"
+    return f"{number}, one {'GPU and one core' if plan.config.gpu else 'core'} each"
 
 
 def worker_bytes(plan: Plan, workers: int) -> int:

@@ -35,7 +35,7 @@ from facerec.training.validation import Validation
 from facerec.training.verdict import verdict
 
 CALIBRATION_FACES = 512
-"""Faces whose statistics the untrained network's BatchNorm gets."""
+"""Faces, or a few more, whose statistics the untrained network's BatchNorm gets."""
 
 NEVER = 2**62
 """As the first step that went wrong: none has."""
@@ -235,6 +235,8 @@ class Worker:
         """The control of every learning claim: the network at step 0, its BatchNorm set by one pass. Saved, and its scores
         on the validation people. Collective: all ranks have the same weights, and look at a part of the faces each.
         """
+        if self.rank != 0 and not self.validation:
+            return {}
         network = deepcopy(self.network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.derive(self.config.seed, "calibration"))
@@ -245,9 +247,10 @@ class Worker:
 
     def _calibration(self) -> Iterator[Tensor]:
         shape = self.plan.shape
-        whole = -(-CALIBRATION_FACES // shape.faces)
-        for step in range(min(whole, self.config.steps)):
-            images = self.loader.load(step, range(shape.groups)).images
+        groups = range(min(shape.groups, -(-CALIBRATION_FACES // shape.micro_batch)))
+        steps = -(-CALIBRATION_FACES // (len(groups) * shape.micro_batch))
+        for step in range(min(steps, self.config.steps)):
+            images = self.loader.load(step, groups).images
             yield from (normalize(self._here(part)) for part in torch.split(images, shape.micro_batch))
 
     def _save_model(self, name: str, network: Embedder, steps: int) -> None:

@@ -48,6 +48,12 @@ class Plan:
             "seed": self.config.seed,
         }
 
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most Ray workers: beyond the micro-batches there is nothing to share."""
+        least, most = self.config.workers
+        return least, min(most, max(least, self.shape.groups))
+
     def index(self) -> FaceIndex:
         """The dataset's index, read."""
         return FaceIndex.read(self.dataset)
@@ -83,7 +89,7 @@ def make_plan(config: TrainConfig) -> Plan:
     split = split_identities(index.identities, config.split)
     identities = trainable(index, split.train)
     shape = config.batch.fit(len(identities))
-    shape.share(max(1, least, most), rank=0)
+    shape.share(max(1, least), rank=0)
     _check_shares(config, shape)
     network = _checked_network(config, dataset)
     return Plan(config, dataset, split, tuple(identities), shape, _precision(config, network))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from facerec.errors import ConfigError
-from facerec.models.images import decode_jpeg, to_input
+from facerec.models.images import decode_jpeg, normalize, resize
 from facerec.models.precision import full_or_half
 from facerec.training.gather import all_reduce, gather, world
 from facerec.training.index import FaceIndex, Ints
@@ -76,18 +76,17 @@ class Validation:
         mode = network.training
         with torch.no_grad(), full_or_half(device, precision):
             network.eval()
-            local = [network(images.to(device)) for images in self._batches()]
+            local = [network(normalize(images.to(device))) for images in self._batches()]
             network.train(mode)
         rows = torch.cat(local) if local else torch.empty(0, 128, device=device)
         return compare(
             rows, gather(rows.float(), self._sizes), torch.from_numpy(self._labels).to(device), self._first
         )
 
-    def _batches(self) -> list[Tensor]:
-        return [
-            to_input(np.stack([decode_jpeg(jpeg) for jpeg in self._jpegs[at : at + 64]]), self._side)
-            for at in range(0, len(self._jpegs), 64)
-        ]
+    def _batches(self) -> Iterator[Tensor]:
+        for at in range(0, len(self._jpegs), 64):
+            faces = [resize(decode_jpeg(jpeg), self._side) for jpeg in self._jpegs[at : at + 64]]
+            yield torch.from_numpy(np.stack(faces))
 
 
 def chosen(index: FaceIndex, identities: Sequence[str], config: ValidationConfig) -> tuple[Ints, Ints]:

@@ -106,17 +106,18 @@ def test_a_new_generation_of_the_faces_costs_only_its_new_faces(
 ON_A_GPU = """
 import pyarrow as pa, ray
 from facerec.embedding.config import EmbedConfig
-from facerec.embedding.embedder import pool
+from facerec.embedding.embedder import packed, pool, unpacked
 from facerec.session import on_whole_blocks
 
 class Counter:
-    def __call__(self, part):
+    def __call__(self, batch):
+        part = unpacked(batch)
         held = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
         return pa.table({"rows": [part.num_rows], "gpus": [held]})
 
 ray.init(num_cpus=2, num_gpus=1, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
 parts = [pa.table({"row": list(range(rows))}) for rows in (3, 700, 5)]
-print(on_whole_blocks(parts).map_batches(Counter, **pool(EmbedConfig(gpu=True), len(parts))).take_all())
+print(on_whole_blocks([packed(part) for part in parts]).map_batches(Counter, **pool(EmbedConfig(gpu=True), len(parts))).take_all())
 """
 
 

@@ -253,7 +253,7 @@ def test_the_best_checkpoint_by_validation_outlives_the_last_ones(tmp_path: Path
         ({"num_workers": 5}, ConfigError, "5 workers but 4 micro-batches"),
         ({"model": ModelConfig(backbone="nonet")}, ConfigError, "'nonet'.*--model.backbone"),
         ({"mining": MiningConfig(shares=5)}, ConfigError, "5 shares of 8 people.*at most 4"),
-        ({"num_workers": (2, 5)}, ConfigError, "5 workers but 4 micro-batches"),
+        ({"num_workers": (5, 6)}, ConfigError, "5 workers but 4 micro-batches"),
         ({"init": "/nowhere"}, DatasetError, "holds no model"),
         ({"library": LibraryLoss(loss="NoLoss")}, ConfigError, "no loss 'NoLoss'.*--library.loss"),
         (
