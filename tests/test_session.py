@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
+import ray
 import ray.data
 
 from facerec.errors import ConfigError, StorageError
-from facerec.session import ray_session
+from facerec.session import one_core, ray_session
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -32,3 +33,11 @@ def test_so_is_one_of_an_actors_constructor() -> None:
         ray.data.from_items([1]).map_batches(
             Refused, compute=ray.data.ActorPoolStrategy(size=1)
         ).materialize()
+
+
+@pytest.mark.parametrize("resources, one", [({}, False), ({"CPU": 1.0}, True), ({"CPU": 8.0}, False)])
+def test_a_cluster_that_scales_from_none_is_not_one_core(
+    resources: dict[str, float], one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    assert one_core() is one

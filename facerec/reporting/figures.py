@@ -80,7 +80,7 @@ def distances(metrics: list[dict[str, Any]], distance: str) -> go.Figure:
 def validation(metrics: list[dict[str, Any]]) -> go.Figure:
     """Scores of the validation people against the step, of lines that have them; dotted, the untrained network's."""
     figure = go.Figure()
-    untrained: dict[str, float] = next((line["untrained"] for line in metrics if "untrained" in line), {})
+    untrained: dict[str, float] = metrics[0].get("untrained", {})
     for key, name, color in (
         ("nearest_neighbour", "nearest neighbour", TRAINED),
         ("tar@0.01", "TAR at 1 % FAR", OTHER),

@@ -235,13 +235,14 @@ class Worker:
         """The control of every learning claim: the network at step 0, its BatchNorm set by one pass. Saved, and its scores
         on the validation people. Collective: all ranks have the same weights, and look at a part of the faces each.
         """
-        if self.rank != 0 and not self.validation:
+        missing = self.rank == 0 and not is_model(self.plan.uri("untrained"))
+        if not missing and not self.validation:
             return {}
         network = deepcopy(self.network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.derive(self.config.seed, "calibration"))
             calibrate(network, self._calibration())
-        if self.rank == 0 and not is_model(self.plan.uri("untrained")):
+        if missing:
             self._save_model("untrained", network, 0)
         return self._validate(network)
 

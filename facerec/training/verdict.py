@@ -42,7 +42,7 @@ def verdict(lines: list[dict[str, Any]], loss_at_collapse: float | None, margin:
             "too short to tell", f"{len(lines)} lines of metrics; {LEAST_LINES} are needed (--log_every)"
         )
     validated = [line["validation"]["nearest_neighbour"] for line in lines if "validation" in line]
-    untrained = _untrained(lines)
+    untrained = lines[0].get("untrained", {}).get("nearest_neighbour")
     if untrained is not None and validated and 1 - _best(validated) > LEARNT * (1 - untrained):
         return Verdict(
             "not learning",
@@ -73,13 +73,6 @@ def verdict(lines: list[dict[str, Any]], loss_at_collapse: float | None, margin:
 def _best(validated: list[float]) -> float:
     """The third best of many: of sixty checkpoints of a network that learns nothing, one is lucky."""
     return sorted(validated, reverse=True)[min(2, len(validated) // 4)]
-
-
-def _untrained(lines: list[dict[str, Any]]) -> float | None:
-    """The nearest neighbour on the validation people before the first step, where there are any; in the first line."""
-    return next(
-        (float(line["untrained"]["nearest_neighbour"]) for line in lines if "untrained" in line), None
-    )
 
 
 def _quarter(lines: list[dict[str, Any]], number: int) -> float:

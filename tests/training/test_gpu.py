@@ -14,7 +14,6 @@ from torch import Tensor
 
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.pipeline import embed_faces
-from facerec.models.embedder import ModelConfig
 from facerec.models.format import load_model
 from facerec.models.images import decode_jpeg, to_input
 from facerec.publish import Dataset
@@ -24,11 +23,13 @@ from facerec.training.batches import BatchConfig
 from facerec.training.config import TrainConfig
 from facerec.training.distances import Anchors
 from facerec.training.fit import train
-from facerec.training.loop import Worker
 from facerec.training.losses import triplet_sum
 from facerec.training.mining import Miner, MiningConfig, mine
+from facerec.training.plan import claim, make_plan
 from facerec.training.step import MicroBatches, descend
+from tests.support.faces import write_faces
 from tests.training.test_gradient import MARGIN, MICRO, SOFT, batch_of, small_network
+from tests.training.test_loop import config_of, work_until
 from tests.training.test_mining import DENSE, MINERS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -82,31 +83,21 @@ def test_the_triplets_are_as_far_as_on_the_cpu(miner: Miner, per_person: int) ->
         )
 
 
-def config_of(faces: Dataset, run: Path, workers: int, steps: int = 6) -> TrainConfig:
-    return TrainConfig(
-        faces=faces.folder,
-        run=str(run),
-        model=ModelConfig(side=32, dropout=0.1),
-        batch=BatchConfig(p=8, k=4, micro_batch=8, cache=True),
-        steps=steps,
-        num_workers=workers,
-        gpu=True,
-        checkpoint_every=2,
-        log_every=2,
-    )
+def config_on_gpu(faces: Dataset, run: Path, workers: int) -> TrainConfig:
+    batch = BatchConfig(p=8, k=4, micro_batch=8, cache=True)
+    return config_of(faces, run, batch=batch, num_workers=workers, gpu=True)
 
 
 def test_a_run_goes_on_from_its_checkpoint_and_its_worker_is_given_the_gpu(
-    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faces: Dataset, tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(config_of(faces, whole, workers=0))
-    with monkeypatch.context() as patch:
-        patch.setattr(Worker, "_update", interrupted_at(4))
-        with pytest.raises(KeyboardInterrupt):
-            train(config_of(faces, killed, workers=0))
+    train(config_on_gpu(faces, whole, workers=0))
+    plan = make_plan(config_on_gpu(faces, killed, workers=0))
+    claim(plan)
+    work_until(plan, 5)
     with ray_session():
-        train(config_of(faces, killed, workers=1))
+        train(config_on_gpu(faces, killed, workers=1))
     there, here = (read_json_lines(str(run / "metrics.jsonl")) for run in (whole, killed))
     assert [line["batches"] for line in here] == [line["batches"] for line in there]
     assert all(0 < line["memory_mb"] < 4000 for line in here)
@@ -114,19 +105,9 @@ def test_a_run_goes_on_from_its_checkpoint_and_its_worker_is_given_the_gpu(
     assert here[-1]["loss"] == pytest.approx(there[-1]["loss"], rel=0.05)
 
 
-def interrupted_at(step: int) -> object:
-    update = Worker._update
-
-    def update_or_stop(worker: Worker, number: int) -> None:
-        if number == step:
-            raise KeyboardInterrupt
-        update(worker, number)
-
-    return update_or_stop
-
-
-def test_vectors_are_those_of_the_cpu(faces: Dataset, tmp_path: Path) -> None:
-    train(config_of(faces, tmp_path / "run", workers=0))
+def test_vectors_are_those_of_the_cpu(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", 12, 5)
+    train(config_on_gpu(faces, tmp_path / "run", workers=0))
     model = str(tmp_path / "run" / "model")
     network, _ = load_model(model)
     rows = faces.read("faces")["image"].to_pylist()

@@ -364,6 +364,11 @@ def test_a_torn_last_line_of_a_log_is_left_out(tmp_path: Path) -> None:
     assert log.read_text() == '{"step": 1}\n{"step": 5}\n'
 
 
+def test_no_more_workers_are_taken_than_there_are_micro_batches(faces: Dataset, tmp_path: Path) -> None:
+    for asked, taken in (((2, 5), (2, 4)), ((1, 3), (1, 3)), (4, (4, 4)), (0, (0, 0))):
+        assert make_plan(config_of(faces, tmp_path, num_workers=asked)).workers == taken
+
+
 def test_validation_people_are_scored_at_each_checkpoint_and_choose_the_best(
     crowd: Dataset, tmp_path: Path
 ) -> None:
