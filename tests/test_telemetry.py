@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import ray
 
-from facerec.telemetry import Prometheus, flat
+from facerec.telemetry import Prometheus, TensorBoard, flat
 
 
 def test_numbers_become_paths_and_what_is_none_is_left_out() -> None:
@@ -18,6 +20,24 @@ def test_numbers_become_paths_and_what_is_none_is_left_out() -> None:
         "d_ap/1": 2.0,
         "val/tar": 0.25,
     }
+
+
+def test_curves_take_the_names_of_scores_without_a_complaint_for_each(tmp_path: Path) -> None:
+    said: list[logging.LogRecord] = []
+    (heard := logging.Handler()).emit = said.append  # type: ignore[method-assign]
+    logger = logging.getLogger("tensorboardX")
+    level = logger.level
+    logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
+    try:
+        curves = TensorBoard(str(tmp_path), 0)
+        curves.write(1, {"validation/tar@0.01": 0.5})
+        curves.close()
+    finally:
+        logger.removeHandler(heard)
+        logger.setLevel(level)
+    assert not said
+    assert any(b"validation/tar_0.01" in file.read_bytes() for file in tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("ray_local")

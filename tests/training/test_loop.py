@@ -7,12 +7,14 @@ import dataclasses
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray.train
 import torch
+from torch import Tensor
 
 from facerec import storage
 from facerec.errors import ConfigError, DatasetError, FacerecError, MismatchError, StorageError
@@ -23,6 +25,7 @@ from facerec.schema import Preprocessing
 from facerec.telemetry import JsonLines, flat, read_json_lines
 from facerec.training import fit, loop, state
 from facerec.training.batches import BatchConfig
+from facerec.training.batchnorm import calibrate
 from facerec.training.clock import PHASES
 from facerec.training.config import OptimizerConfig, TrainConfig
 from facerec.training.distances import Anchors
@@ -107,6 +110,27 @@ def test_the_untrained_network_is_the_one_at_step_0_with_statistics(finished: Pa
     for ours, theirs in zip(untrained.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert not torch.equal(untrained.network.norm.running_mean, fresh.network.norm.running_mean)  # type: ignore[arg-type,union-attr]
+
+
+@pytest.mark.parametrize(("wanted", "read"), [(20, 24), (70, 96), (10**6, 192)])
+def test_the_untrained_networks_statistics_are_of_so_many_faces_whatever_the_batch(
+    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: int, read: int
+) -> None:
+    """Micro-batches of 8: of 24 faces within a batch of 32, of whole batches above, at most of the run's six."""
+    seen: list[int] = []
+
+    def counted(micro_batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        for images in micro_batches:
+            seen.append(len(images))
+            yield images
+
+    monkeypatch.setattr(loop, "CALIBRATION_FACES", wanted)
+    monkeypatch.setattr(
+        loop, "calibrate", lambda network, micro_batches: calibrate(network, counted(micro_batches))
+    )
+    train(config_of(faces, tmp_path / "run"))
+    assert set(seen) == {8}
+    assert sum(seen) == read
 
 
 def test_a_finished_run_returns_at_once(
