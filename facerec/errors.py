@@ -4,7 +4,7 @@ FacerecError
 ├── ConfigError      a flag, a YAML key, or two of them that do not fit together
 ├── SourceError      photographs that are not there, or not usable
 ├── DatasetError     a faces/ or embeddings/ folder that cannot be trusted
-├── StorageError     S3 that refuses or does not answer
+├── StorageError     S3 that refuses or does not answer, a disk that is full or not ours to write
 ├── MismatchError    two artifacts that do not belong together (preprocessing, model, run)
 └── BusyError        another run holds the folder
 """
@@ -29,7 +29,7 @@ class DatasetError(FacerecError):
 
 
 class StorageError(FacerecError):
-    """S3 refuses: credentials, bucket, endpoint, permission; or it did not answer after all attempts."""
+    """S3 refuses: credentials, bucket, endpoint, permission; or it did not answer after all attempts. Or a disk is full."""
 
 
 class MismatchError(FacerecError):

@@ -6,6 +6,7 @@ Local files are written beside their place and renamed; an S3 object appears onl
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,10 +24,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from facerec import s3
-from facerec.errors import DatasetError
+from facerec.errors import DatasetError, StorageError
 
 READERS = 8
 """Files read at once where many are."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""A disk that is full, or not ours to write."""
 FILES = 500
 """Files whose rows are held together."""
 
@@ -87,15 +90,29 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> Written:
     return written
 
 
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """What the disk refuses within, being full or not ours, is a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}; make room or choose another folder, the same command goes on"
+        ) from None
+
+
 def _write_local(path: str, data: bytes | pa.Buffer) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     staged = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(staged, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
+        with writing(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(staged, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staged, path)
     finally:
         if os.path.exists(staged):
             os.unlink(staged)

@@ -26,7 +26,7 @@ class JsonLines:
             self._lines.append(line)
             storage.write_bytes(self._uri, "".join(self._lines).encode())
             return
-        with open(self._uri, "a") as file:
+        with storage.writing(self._uri), open(self._uri, "a") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

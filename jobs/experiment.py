@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from trial import Equal, try_cell
+from trial import Equal, forget_attempts, has_begun, try_cell
 
 from facerec import nodes, publish, storage
 from facerec.cli import main
@@ -40,8 +40,8 @@ class ExperimentConfig:
     """What all cells get the same of."""
     amount: float = 20_000
     """How much of it."""
-    x: str = "batch.p"
-    """The setting that the page's charts run over."""
+    x: str | None = None
+    """The setting that the page's charts run over: the grid's first, where none is named."""
     cpus: float = 1.0
     """Cores of a trial, also a fraction."""
     gpus: float = 0.0
@@ -54,27 +54,35 @@ class ExperimentConfig:
             raise ConfigError(
                 f"amount is {self.amount}, cpus {self.cpus}, gpus {self.gpus}; choose --amount and --cpus above 0, --gpus from 0"
             )
+        if own := sorted(set(self.grid) & OWN):
+            raise ConfigError(f"{own[0]} is not a cell's to choose; {OWN_INSTEAD} (grid)")
+        if self.train.gpu and not self.gpus:
+            raise ConfigError("train.gpu is true and gpus 0; say what a trial takes, like 1 or 0.5 (--gpus)")
+        if self.x is not None and self.x not in self.grid:
+            raise ConfigError(f"x is {self.x}, but the grid has {', '.join(self.grid) or 'nothing'} (--x)")
 
 
 def run(config: ExperimentConfig) -> None:
     """Train and score what is missing, then write results.parquet and the page."""
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     out, grid = storage.absolute(config.out), cells(config.grid)
-    shared = replace(config.train, faces=faces.folder, num_workers=0, gpu=config.gpus > 0)
-    if own := sorted(set(config.grid) & OWN):
-        raise ConfigError(f"{own[0]} is not a cell's to choose; {OWN_INSTEAD} (grid)")
+    init = config.train.init and storage.absolute(config.train.init)
+    shared = replace(config.train, faces=faces.folder, init=init, num_workers=0, gpu=config.gpus > 0)
     for cell in grid:
         with_settings(shared, cell)  # a fault of the grid, before anything is trained
     settings = {name: getattr(config, name) for name in ("equal", "amount")}
     with ray_session(), publish.exclusive(out, "--out"):
-        publish.claim(out, {**settings, "faces": faces.digest, "train": config.train.decisive()}, "--out")
+        train = {f"train.{name}": value for name, value in shared.decisive().items() if name not in OWN}
+        publish.claim(out, {**settings, "faces": faces.digest, **train}, "--out")
         nodes.require_shared(out, faces.folder)
-        trial = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=-1)(try_cell)
+        # A process a cell, so that its memory is its own; one that dies with its node is tried again.
+        trial = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=-1, max_calls=1)(try_cell)
         results, left = [_finished(_folder(out, cell)) for cell in grid], {}
         for number, cell in enumerate(grid):
             if results[number] is None:
-                arguments = with_settings(shared, cell), config.equal, config.amount, _folder(out, cell)
-                left[trial.remote(*arguments)] = number
+                folder = _folder(out, cell)
+                forget_attempts(folder)
+                left[trial.remote(with_settings(shared, cell), config.equal, config.amount, folder)] = number
         print(f"experiment: {len(grid)} cells, {len(left)} to run", flush=True)
         while left:
             (done,), _ = ray.wait(list(left), num_returns=1)
@@ -84,7 +92,7 @@ def run(config: ExperimentConfig) -> None:
     rows = [cell | result for cell, result in zip(grid, results, strict=True)]
     storage.write_table(storage.join(out, "results.parquet"), _table(rows))
     print(
-        f"experiment: {write_page(storage.join(out, 'experiment.html'), rows, list(config.grid), config.x, settings)}"
+        f"experiment: {write_page(storage.join(out, 'experiment.html'), rows, list(config.grid), config.x or next(iter(config.grid), ''), settings)}"
     )
 
 
@@ -99,13 +107,16 @@ def _finished(folder: str) -> Any:
 
 
 def _result(done: Any, folder: str) -> dict[str, Any]:
-    """What a trial came to. One that was broken off is a row with its reason, and not kept: the same command tries again."""
+    """What a trial came to. One that was broken off, or never began to train, is a row with its reason and not kept: the
+    same command tries again, perhaps after its fault was mended.
+    """
     try:
         result: dict[str, Any] = ray.get(done)
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()[-1][:300]
         return {"error": f"{said}; the same command tries again"}
-    storage.write_json(storage.join(folder, "result.json"), result)
+    if "error" not in result or has_begun(folder):
+        storage.write_json(storage.join(folder, "result.json"), result)
     return result
 
 

@@ -22,9 +22,14 @@ from facerec.telemetry import read_json_lines
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
 from facerec.training.plan import make_plan
+from facerec.training.state import newest_step
 from facerec.training.verdict import verdict
 
 Equal = Literal["faces", "steps", "seconds"]
+
+ATTEMPTED = "attempts.json"
+ATTEMPTS = 3
+"""Times that a trial's process may be lost without a newer checkpoint than at the time before."""
 
 PROBE_STEPS = 20
 """Steps that are timed where cells get equal seconds; the first line of metrics, which warms up, is left out, and so is
@@ -40,6 +45,7 @@ def try_cell(settings: TrainConfig, equal: Equal, amount: float, folder: str) ->
         raise StorageError(
             f"{settings.faces} is not seen here; mount it on all nodes, or keep it in s3:// (--faces)"
         )
+    _count_attempt(folder)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         try:
             steps = steps_of(settings, equal, amount, folder)
@@ -52,6 +58,32 @@ def try_cell(settings: TrainConfig, equal: Equal, amount: float, folder: str) ->
             return {"error": str(error)}
         finally:
             storage.write_bytes(storage.join(folder, "log.txt"), said.getvalue().encode())
+
+
+def has_begun(folder: str) -> bool:
+    """Whether the cell has trained: what went wrong before is the user's to mend."""
+    return storage.exists(storage.join(folder, "run", "run.json"))
+
+
+def forget_attempts(folder: str) -> None:
+    """Before a cell is tried by a new command."""
+    storage.remove_file(storage.join(folder, ATTEMPTED))
+
+
+def _count_attempt(folder: str) -> None:
+    """Raise FacerecError where the process was lost so often that another attempt would be lost too.
+
+    Ray starts it again for as long as it dies, and one that the kernel killed has said nothing.
+    """
+    uri, step = storage.join(folder, ATTEMPTED), newest_step(storage.join(folder, "run", "checkpoints"))
+    before = storage.read_json(uri) if storage.exists(uri) else {}
+    attempts = before["attempts"] if before.get("step") == step else 0
+    if attempts == ATTEMPTS:
+        raise FacerecError(
+            f"its process was lost {attempts} times after step {step}, perhaps for want of memory: "
+            "fewer trials at once (--cpus), smaller batches (grid), or --train.batch.cache true"
+        )
+    storage.write_json(uri, {"step": step, "attempts": attempts + 1})
 
 
 def steps_of(settings: TrainConfig, equal: Equal, amount: float, folder: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 
 from cluster.testbed import Testbed
@@ -69,18 +70,44 @@ def test_a_killed_experiment_goes_on_and_a_cell_that_cannot_be_is_a_row_with_its
     assert "chart-svm" in page
     assert "2 failed" in page
     again = subprocess.run(started, capture_output=True, text=True, timeout=300, check=True, env=os.environ)
-    assert "4 cells, 0 to run" in again.stdout
+    assert "4 cells, 2 to run" in again.stdout, "those of 50 people, who may have come by now"
     others = write_faces(tmp_path / "others", 13, 8)
     mixed = [sys.executable, str(JOB), *write_settings(tmp_path, others, grid, 1600)]
     refused = subprocess.run(mixed, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
     assert (refused.returncode, "belongs to another run: faces is" in refused.stderr) == (2, True)
 
 
-def test_a_setting_that_is_the_experiments_own_is_refused_in_its_grid(tmp_path: Path) -> None:
-    arguments = write_settings(tmp_path, write_faces(tmp_path / "faces", 4, 8), {"steps": [10, 20]}, 1600)
-    started = [sys.executable, str(JOB), *arguments]
+@pytest.mark.parametrize(
+    ("grid", "flags", "said"),
+    [
+        ({"steps": [10, 20]}, [], "steps is not a cell's to choose"),
+        ({"seed": [0, 1]}, ["--x", "batch.p"], "x is batch.p, but the grid has seed (--x)"),
+        ({"seed": [0, 1]}, ["--train.gpu", "true"], "train.gpu is true and gpus 0"),
+    ],
+)
+def test_settings_that_do_not_fit_an_experiment_are_one_line(
+    tmp_path: Path, grid: dict[str, list[Any]], flags: list[str], said: str
+) -> None:
+    arguments = write_settings(tmp_path, write_faces(tmp_path / "faces", 4, 8), grid, 1600)
+    started = [sys.executable, str(JOB), *arguments, *flags]
     refused = subprocess.run(started, capture_output=True, text=True, timeout=60, check=False, env=os.environ)
-    assert (refused.returncode, "steps is not a cell's to choose" in refused.stderr) == (2, True)
+    assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_trial_whose_process_is_lost_each_time_is_given_up_and_may_be_tried_by_a_new_command(
+    tmp_path: Path,
+) -> None:
+    def dies(folder: str) -> None:
+        trial.train = lambda _settings: os._exit(137)  # type: ignore[attr-defined]  # as the kernel ends it: nothing is said
+        trial.try_cell(TrainConfig(faces=folder), "steps", 1, folder)
+
+    lost = ray.remote(num_cpus=0.5, max_retries=-1, max_calls=1)(dies)
+    with pytest.raises(FacerecError, match="lost 3 times after step 0"):
+        ray.get(lost.remote(str(tmp_path)))
+    assert list(tmp_path.iterdir()), "what is counted"
+    trial.forget_attempts(str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("fault", "kept"), [(StorageError, False), (DatasetError, True)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import cv2
@@ -11,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from facerec import publish, schema, storage
-from facerec.errors import DatasetError, MismatchError, SourceError
+from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError, StorageError
+from facerec.lock import exclusive
 from facerec.phash import perceptual_hash
 from facerec.seeding import derive
 from facerec.splits import SplitConfig, split_identities
+from facerec.telemetry import JsonLines
 
 
 @pytest.mark.parametrize("count, unseen", [(5, 3), (8, 3), (40, 10), (85, 17), (1000, 200)])
@@ -47,6 +51,33 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         storage.write_bytes(uri, None)  # type: ignore[arg-type]
     assert storage.read_bytes(uri) == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, log = str(tmp_path / "file"), JsonLines(str(tmp_path / "log"), lambda _: True)
+    storage.write_bytes(uri, b"old")
+    monkeypatch.setattr(os, "fsync", _full)
+    with pytest.raises(StorageError, match=r"file cannot be written: No space left.*make room"):
+        storage.write_bytes(uri, b"new")
+    with pytest.raises(StorageError, match=r"log cannot be written: No space left"):
+        log.append({"step": 1})
+    assert storage.read_bytes(uri) == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "log"]
+
+
+def _full(_file: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_folder_whose_lock_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(ConfigError, match=r"cannot be written: .*choose another --run"),
+        exclusive(str(tmp_path), "--run"),
+    ):
+        pass
 
 
 def test_tables_come_back_as_they_went(tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ class Curriculum:
         return "batch_hard" if self._turned else "semi_hard"
 
     def after(self, done: int, sums: TripletSum) -> None:
-        """Count the step that makes ``done``. Collective at the end of each window."""
+        """Count the step that makes ``done``. Collective at the end of each window, and at the latest step."""
         if self._config.strategy != "curriculum" or self._turned:
             return
         self._counts += torch.stack([sums.active, sums.looked_at])
-        if done % WINDOW:
+        if done % WINDOW and done < self._latest:
             return
         active, pairs = self._take().tolist()
         self._turned = active < self._config.hard_below * pairs or done >= self._latest

@@ -125,7 +125,7 @@ class Worker:
         scheduled = done % config.checkpoint_every == 0 or done == config.steps
         saves = self.notice.come(done) or scheduled
         if logs or saves:
-            self._stop_if_bad(done)
+            self._stop_if_bad(done, saves)
         scores = self._validate(self.trained) if scheduled else {}
         if logs or scores:
             extra |= {"lr": config.optimizer.lr_at(batch.step, config.steps), "batches": self.chain}
@@ -164,16 +164,22 @@ class Worker:
 
     def _watch(self, done: int, result: Forward) -> None:
         """Keep the first step that was not finite, on the device: looking at it would wait for the GPU."""
-        good = result.loss.isfinite() & result.anchors.everyone.isfinite().all()
+        self._note(result.loss.isfinite() & result.anchors.everyone.isfinite().all(), done)
+
+    def _note(self, good: Tensor, done: int) -> None:
         self.first_bad = torch.where(good, self.first_bad, self.first_bad.clamp_max(done))
 
-    def _stop_if_bad(self, done: int) -> None:
-        """Stop on all ranks, before anything of it is saved. Collective."""
+    def _stop_if_bad(self, done: int, saves: bool) -> None:
+        """Stop on all ranks, before anything of it is saved; a bad gradient shows in the weights alone. Collective."""
+        if saves:
+            self._note(
+                torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all(), done
+            )
         first = int(all_reduce(self.first_bad, "min"))
         if first < NEVER:
             safe = state.newest_step(self.plan.uri("checkpoints"))
             raise ConfigError(
-                f"loss or embeddings are not numbers since step {first} (seen at step {done}); the checkpoint after "
+                f"loss, embeddings or weights are not numbers since step {first} (seen at step {done}); the checkpoint after "
                 f"step {safe} stands; start another --run with a smaller --optimizer.lr"
             )
 
@@ -232,7 +238,7 @@ class Worker:
         )
 
     def _keep_untrained(self) -> dict[str, float]:
-        """The control of every learning claim: the network at step 0, its BatchNorm set by one pass. Saved, and its scores
+        """The control of every learning claim: the network at step 0, its BatchNorm set by a pass over some. Saved, and its scores
         on the validation people. Collective: all ranks have the same weights, and look at a part of the faces each.
         """
         missing = self.rank == 0 and not is_model(self.plan.uri("untrained"))

@@ -31,11 +31,12 @@ class MiningConfig:
     """Which triplets, and how far apart the loss wants people."""
 
     strategy: Strategy = "semi_hard"
-    """semi_hard never collapsed; batch_hard is stronger late; curriculum is the first, then the second; seed mixes;
+    """semi_hard never collapsed; batch_hard may, early above all; curriculum is the first, then the second; seed mixes;
     batch_all takes every triplet there is; n_pair each pair against all negatives at once, with ``soft``;
     multi_similarity each anchor's pairs that are out of order, positives and negatives apart, without a margin."""
     margin: float = 0.2
-    """How much farther than the positive the negative must be, in ``distance``; without a part in soft losses."""
+    """How much farther than the positive the negative must be, in ``distance``. With ``soft`` it only says which
+    negatives are semi-hard; n_pair and multi_similarity have none."""
     distance: Distance = "squared"
     """squared L2 (FaceNet's; 0 to 4 on unit vectors), or plain l2 (0 to 2)."""
     soft: float = 0.0

@@ -3,7 +3,7 @@
 pins: 70 people of $FACEREC_DATA/pins trained on, 15 scored; which 15 differs from seed to seed. lfw: the people of
 folds 1 to 4 with two photographs or more trained on, the 600 pairs of fold 5 scored by LFW's protocol. Each recipe
 takes the best of three learning rates, chosen on pins with a seed and a split that are not scored; the people of the
-splits overlap. Runs have one core each, two at a time; a finished one is not run again.
+splits overlap. Runs have one core each, two at a time; a finished one is not run again while its settings are the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from facerec import publish, storage
 from facerec.evaluation.pairs import given_pairs, locate, read_pairs
 from facerec.evaluation.unseen import score_unseen
 from facerec.evaluation.verification import fold_accuracy, verify
-from facerec.grid import with_settings
+from facerec.grid import cell_id, with_settings
 from facerec.models.embedder import ModelConfig
 from facerec.splits import SplitConfig, split_identities
 from facerec.telemetry import read_json_lines
@@ -45,7 +45,7 @@ OUT = Path("build/learning").absolute()
 PRESET = ROOT / "jobs" / "presets" / "laptop.yaml"
 OURS = "facerec"
 RATES = {OURS: (3e-3, 6e-3, 1e-2), "semi-hard": (3e-4, 1e-3, 3e-3), "multi-similarity": (1e-3, 3e-3, 6e-3)}
-"""Three for each, with its best in the middle as far as that was known."""
+"""Three for each, about the best that was known."""
 CHOOSING, SEEDS = 100, (0, 1, 2)
 """The seed that chooses the learning rate, and those that are scored."""
 PROBED = 0.96
@@ -138,12 +138,14 @@ def results(runs: list[tuple[str, str, float, int]], seconds: float) -> list[dic
 
 def result(data: str, name: str, rate: float, seed: int, seconds: float) -> dict[str, Any]:
     """Train and score a run, or read what it came to."""
-    folder = OUT / f"runs-{seconds:g}s" / f"{data}-{name}-{rate:g}-{seed}"
+    about = recipe() | FEW_FACES[data] if name == OURS else {}
+    settings = cell_id({"model": preset()["model"], "augment": preset()["augment"]} | about)
+    folder = OUT / f"runs-{seconds:g}s" / f"{data}-{name}-{rate:g}-{seed}-{settings}"
     if (folder / "result.json").exists():
         return storage.read_json(str(folder / "result.json"))
     config = replace(shared(data, seed), run=str(folder / "run"))
     if name == OURS:
-        config = with_settings(config, recipe() | FEW_FACES[data] | {"optimizer.lr": rate})
+        config = with_settings(config, about | {"optimizer.lr": rate})
         steps = steps_of(config, "seconds", seconds * PROBED, str(folder))
         train(replace(config, steps=steps))
         seen = steps * config.batch.fit(10**6).faces

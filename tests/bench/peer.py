@@ -26,7 +26,8 @@ from facerec.training.plan import make_plan
 from facerec.training.schedule import Batch
 
 PEERS = ("semi-hard", "multi-similarity")
-"""TripletMarginMiner and TripletMarginLoss at FaceNet's margin; MultiSimilarityMiner and MultiSimilarityLoss as they come."""
+"""TripletMarginMiner and TripletMarginLoss at 0.2 of their own distance, plain L2; MultiSimilarityMiner and
+MultiSimilarityLoss as they come."""
 
 
 @dataclass

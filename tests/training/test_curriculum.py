@@ -70,13 +70,13 @@ def test_a_kill_moves_no_turn(killed_at: int) -> None:
 
 
 def test_it_turns_at_the_latest_step_whatever_is_active() -> None:
-    config = MiningConfig(strategy="curriculum", hard_after=0.5)
-    it = Curriculum(config, 3 * WINDOW, CPU)
-    miners = []
-    for done in range(1, 3 * WINDOW + 1):
-        miners.append(it.miner)
-        it.after(done, sums(100, 100))
-    assert miners == ["semi_hard"] * 2 * WINDOW + ["batch_hard"] * WINDOW, "the window's end after half"
+    for steps in (20, 3 * WINDOW):
+        it = Curriculum(MiningConfig(strategy="curriculum", hard_after=0.5), steps, CPU)
+        miners = []
+        for done in range(1, steps + 1):
+            miners.append(it.miner)
+            it.after(done, sums(100, 100))
+        assert miners == ["semi_hard"] * (steps // 2) + ["batch_hard"] * (steps // 2)
 
 
 def test_other_strategies_have_one_miner() -> None:

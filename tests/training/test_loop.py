@@ -445,15 +445,20 @@ def test_a_moving_average_of_the_weights_is_what_is_saved(faces: Dataset, tmp_pa
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("broken", "seen", "safe"), [(4, 4, 2), (5, 6, 4), (6, 6, 4)])
 def test_numbers_that_are_none_stop_the_run_name_the_step_and_leave_the_last_good_checkpoint(
-    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int, seen: int, safe: int
 ) -> None:
-    _break_at(monkeypatch, 4)
-    with pytest.raises(
-        ConfigError, match=r"since step 5 \(seen at step 6\); the checkpoint after step 4 stands.*--opt"
-    ):
+    """By the update of a step that is saved, and of one that is not: the next forward finds that out."""
+    _break_at(monkeypatch, broken)
+    said = rf"since step {seen} \(seen at step {seen}\); the checkpoint after step {safe} stands.*--opt"
+    with pytest.raises(ConfigError, match=said):
         train(config_of(faces, tmp_path / "run"))
-    assert state.newest_step(str(tmp_path / "run" / "checkpoints")) == 4
+    folder = str(tmp_path / "run" / "checkpoints")
+    assert state.newest_step(folder) == safe
+    kept = state.latest(folder, MODEL)
+    assert kept is not None
+    assert all(weight.isfinite().all() for weight in kept.content()["network"].values())
     assert not (tmp_path / "run" / "model").exists()
 
 
