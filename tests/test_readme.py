@@ -15,7 +15,7 @@ SMALL = (
     "--model.backbone test_resnet --model.side 32 --model.dropout 0 --batch.p 8 --batch.micro_batch 8 "
     "--steps 4 --log_every 1 --split.unseen 0.3 --split.validation 0"
 )
-"""In place of the preset's hours."""
+"""In place of the preset's minutes."""
 
 
 def test_the_stages_run_one_after_the_other_on_relative_folders(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from facerec.alignment.boxes import F32, I64
 from facerec.alignment.pyramid import CONVOLVED
 from facerec.errors import ConfigError
+from facerec.models.engine import openvino
 
 Backend = Literal["auto", "torch", "openvino"]
 BATCHES = (64, 16)
@@ -110,10 +111,8 @@ class OpenVinoNets:
     """On the CPU by OpenVINO, one thread, pinned to no core: actors of one machine would share the first."""
 
     def __init__(self) -> None:
-        import openvino
-
-        self._ov = openvino
-        self._core = openvino.Core()
+        self._ov = openvino()
+        self._core = self._ov.Core()
         self._requests: dict[tuple[str, int], Any] = {}
         self._mask = np.zeros((1, 1, CONVOLVED, CONVOLVED), np.float32)
 
@@ -160,9 +159,8 @@ _POOLS = {"P": {1: 2}, "R": {1: 3, 2: 3}, "O": {1: 3, 2: 3, 3: 2}}
 
 def _graph(net: str, shape: tuple[int, ...]) -> Any:
     """The network as an OpenVINO model, layer by layer from the weights; P-Net takes its mask as second input."""
-    import openvino
-    from openvino import opset13 as op
-
+    library = openvino()
+    op = library.opset13
     module = {"P": PNet, "R": RNet, "O": ONet}[net]()
     weights = {name: value.numpy() for name, value in module.state_dict().items()}
     inputs = [op.parameter(list(shape), np.float32)]
@@ -195,4 +193,4 @@ def _graph(net: str, shape: tuple[int, ...]) -> Any:
     names = {"P": ["conv4_2"], "R": ["dense5_2"], "O": ["dense6_2", "dense6_3"]}[net]
     face = {"P": "conv4_1", "R": "dense5_1", "O": "dense6_1"}[net]
     outputs = [head(x, name) for name in names] + [op.softmax(head(x, face), 1)]
-    return openvino.Model([op.result(output) for output in outputs], inputs)
+    return library.Model([op.result(output) for output in outputs], inputs)

@@ -19,6 +19,7 @@ from torch.fx.proxy import TraceError
 
 from facerec.errors import ConfigError
 from facerec.models.embedder import Embedder
+from facerec.models.engine import openvino
 from facerec.models.images import normalize
 from facerec.models.precision import full_or_half
 
@@ -94,16 +95,15 @@ class OpenVinoNetwork:
     """
 
     def __init__(self, model: Embedder, side: int, precision: str) -> None:
-        import openvino
-
-        self._ov, self._core = openvino, openvino.Core()
+        self._ov = openvino()
+        self._core = self._ov.Core()
         self._hint = {"bf16": "bf16", "fp32": "f32"}[precision]
         example = torch.zeros(
             2, side, side, 3, dtype=torch.uint8
         )  # a batch of one would be taken for a constant
         sizes = {"pixels": {0: torch.export.Dim("n")}}
         program = torch.export.export(FromPixels(folded(model)).eval(), (example,), dynamic_shapes=sizes)
-        self._graph = openvino.convert_model(program)
+        self._graph = self._ov.convert_model(program)
         self._requests: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, pixels: Pixels) -> Tensor:

@@ -6,10 +6,11 @@ the user's, found by a worker, comes back as its one line instead of three more 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from facerec import errors, nodes, publish, storage
-from facerec.errors import FacerecError, StorageError
+from facerec.errors import ConfigError, FacerecError, StorageError
 from facerec.models.format import is_model
 from facerec.training import state
 from facerec.training.config import TrainConfig
@@ -50,8 +51,21 @@ def train(config: TrainConfig) -> None:
                 work(plan)
             else:
                 nodes.require_shared(plan.uri(), plan.dataset.folder)
+                _look_for_workers(plan)
                 _fit(plan)
         print(f"train: {held.of((config.steps - before) * plan.shape.faces, 'faces')}", flush=True)
+
+
+def _look_for_workers(plan: Plan) -> None:
+    """Say so where there are too few cores or GPUs: a cluster may grow, a Ray of this machine alone would wait for ever."""
+    kind, least = "GPU" if plan.config.gpu else "CPU", plan.workers[0]
+    there = nodes.resources(kind)
+    if there >= least:
+        return
+    said = f"{least} workers take a {kind} each, and Ray has {there}"
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(f"{said}; choose fewer (--num_workers), or 0 for this process alone")
+    print(f"train: waiting: {said} by now; if no more will come, choose fewer (--num_workers)", flush=True)
 
 
 def _fit(plan: Plan) -> None:

@@ -102,6 +102,7 @@ def test_a_launched_ray_wants_its_token_shows_itself_on_loopback_only_and_misses
     assert "--dashboard-host=127.0.0.1" in head
     assert any(path.endswith(".ray/auth_token") for path in config["file_mounts"])
     assert "RAY_health_check_period_ms" in ray_settings()
+    assert ray_settings()["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 def test_on_aws_workers_are_spot_from_none_with_stated_resources_and_a_role_that_starts_no_machines() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,8 @@ from facerec.models.inference import load_embedder
 from facerec.schema import Preprocessing
 
 FACES: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (7, 224, 224, 3), dtype=np.uint8)
+NOBODY = "http://127.0.0.1:9"
+"""A proxy that does not answer."""
 CONTRACT = Preprocessing().to_json()
 
 
@@ -43,7 +49,31 @@ def eager(model: str) -> NDArray[np.float32]:
 
 
 def needs_openvino() -> None:
-    pytest.importorskip("openvino", reason="openvino is an extra")
+    if not importlib.util.find_spec("openvino"):
+        pytest.skip("openvino is an extra")
+
+
+def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """Imported as it comes, it makes an id for an analytics service in the home folder."""
+    needs_openvino()
+    told = "import sys; print('openvino_telemetry.main' in sys.modules)"
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")
+    }
+    for number, imports in enumerate(
+        ("import facerec.models.engine as e; e.openvino().convert_model", "import openvino")
+    ):
+        home = tmp_path / str(number)
+        home.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", f"{imports}; {told}"],
+            env=environment | {"HOME": str(home), "http_proxy": NOBODY, "https_proxy": NOBODY},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == str(imports == "import openvino")
+        assert bool(list(home.rglob("*_cid"))) == (imports == "import openvino")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 64])

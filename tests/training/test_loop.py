@@ -393,6 +393,24 @@ def test_no_more_workers_are_taken_than_there_are_micro_batches(faces: Dataset, 
         assert make_plan(config_of(faces, tmp_path, num_workers=asked)).workers == taken
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_more_workers_than_cores_are_refused_where_no_more_will_come_and_told_of_where_they_may(
+    faces: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = config_of(faces, tmp_path / "run", batch=BatchConfig(p=8, k=4, micro_batch=4), num_workers=8)
+    monkeypatch.setattr(fit, "_fit", lambda _plan: None)
+    with pytest.raises(
+        ConfigError, match=r"8 workers take a CPU each, and Ray has \d+; choose fewer \(--num"
+    ):
+        train(config)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    train(config)
+    assert "waiting: 8 workers take a CPU each" in capsys.readouterr().out
+
+
 def test_validation_people_are_scored_at_each_checkpoint_and_choose_the_best(
     crowd: Dataset, tmp_path: Path
 ) -> None:

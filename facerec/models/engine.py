@@ -1,0 +1,17 @@
+"""OpenVINO, which runs networks on CPUs, without what it would tell of its users."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def openvino() -> Any:
+    """The library. To import it as it comes tells an analytics service so, under an id kept in the home folder.
+
+    Without its package ``openvino_telemetry`` it takes stubs of its own that send nothing; so the package is hidden.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # importing it is an ImportError from here on
+    import openvino as library
+
+    return library
