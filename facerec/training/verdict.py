@@ -57,6 +57,12 @@ def verdict(lines: list[dict[str, Any]], loss_at_collapse: float | None, margin:
             f"validation people were at {max(validated):.3f} and are at {validated[-1]:.3f}; take run/best, fewer --steps, "
             f"more --augment or more people",
         )
+    if ratio < STILL_FALLING and _has_stopped(validated):
+        return Verdict(
+            "learning",
+            f"the loss still falls, but the last quarter of the steps gave validation people nothing beyond {max(validated):.3f}; "
+            "more people or more --augment may, more --steps hardly",
+        )
     if ratio < STILL_FALLING:
         return Verdict(
             "under-trained",
@@ -73,6 +79,12 @@ def verdict(lines: list[dict[str, Any]], loss_at_collapse: float | None, margin:
 def _best(validated: list[float]) -> float:
     """The third best of many: of sixty checkpoints of a network that learns nothing, one is lucky."""
     return sorted(validated, reverse=True)[min(2, len(validated) // 4)]
+
+
+def _has_stopped(validated: list[float]) -> bool:
+    """Whether the last quarter of many checkpoints has no new best."""
+    late = len(validated) // 4
+    return len(validated) >= LEAST_LINES and max(validated[-late:]) <= max(validated[:-late])
 
 
 def _quarter(lines: list[dict[str, Any]], number: int) -> float:

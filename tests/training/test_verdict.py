@@ -30,7 +30,7 @@ FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
     [
         (lines(SETTLED, RISING), "learning", "0.600"),
         (lines(SETTLED), "learning", "no people"),
-        (lines(FALLING, RISING), "under-trained", "--steps"),
+        (lines(FALLING, RISING[:5]), "under-trained", "--steps"),
         (lines(FALLING, RISING[:4] + [0.58, 0.56, 0.54, 0.52]), "overfitting", "run/best"),
         (lines([0.2] * 9, nearest=0.001), "collapsed", "--mining.strategy semi_hard"),
         (lines(SETTLED[:3]), "too short to tell", "--log_every"),
@@ -61,6 +61,23 @@ def test_a_settled_loss_is_not_learning_where_the_untrained_network_was_as_good(
     metrics = lines([1.99] * 12, validated)
     metrics[0]["untrained"] = {"nearest_neighbour": untrained}
     assert verdict(metrics, 2.0, 2.0).word == word
+
+
+@pytest.mark.parametrize(
+    "validated, word",
+    [
+        ([0.45, 0.56, 0.62, 0.67, 0.71, 0.74, 0.743, 0.73], "under-trained"),  # an hour on pins and LFW
+        ([0.46, 0.64, 0.61, 0.71, 0.73, 0.725, 0.726, 0.705], "learning"),  # two hours
+        ([0.62, 0.61, 0.60], "under-trained"),  # too few to say
+    ],
+)
+def test_a_loss_that_falls_wants_more_steps_only_where_validation_people_still_gain(
+    validated: list[float], word: str
+) -> None:
+    falling = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.65, 0.6, 0.5, 0.45, 0.4, 0.35]
+    found = verdict(lines(falling, validated), 2.0, 2.0)
+    assert found.word == word
+    assert ("--steps hardly" in found.why) == (word == "learning")
 
 
 def test_hard_triplets_of_people_at_a_few_points_have_collapsed_at_more_than_the_margin() -> None:
