@@ -64,7 +64,7 @@ def _locked(folder: str, what: str) -> Iterator[None]:
     except filelock.Timeout:
         raise BusyError(_busy(folder, "another run", what)) from None
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another {what}") from None
+        raise StorageError(f"{folder} cannot be written: {error.strerror}; choose another {what}") from None
     try:
         yield
     finally:

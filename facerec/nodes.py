@@ -31,11 +31,6 @@ def working() -> list[Node]:
     return [node for node in nodes if node["Alive"] and node["Resources"].keys() & {"CPU", "GPU"}]
 
 
-def resources(kind: str) -> int:
-    """Whole CPUs or GPUs of the cluster as it is now, also those at work."""
-    return int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
-
-
 def require_shared(folder: str, *inputs: str) -> None:
     """Raise StorageError, naming the node, where one does not see ``folder``, which is ours to write, or an input.
 

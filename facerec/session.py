@@ -10,14 +10,17 @@ import contextlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayActorError, RayTaskError
 
 from facerec import errors
+from facerec.errors import FacerecError
+
+_alone = threading.Event()
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Rows in flight are small (a part is some tens of MB); Ray's default is 30 % of the machine."""
@@ -53,11 +56,13 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             logging_level=logging.WARNING,
             runtime_env=environment,
         )
+        _alone.set()
     _quieten_data()
     try:
         with _faults():
             yield
     finally:
+        _alone.clear()
         ray.shutdown()
 
 
@@ -66,21 +71,33 @@ def _faults() -> Iterator[None]:
     """What the user can mend, found by a worker, as the same one line. Of an error Ray Data keeps only the text."""
     try:
         yield
-    except (RayTaskError, RayActorError) as error:  # the second: in an actor's constructor
+    except FacerecError:
+        raise
+    except Exception as error:  # of a task, an actor's constructor, or all attempts of Ray Train
         found = re.search(r"^facerec\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
         if not found:
             raise
         raise getattr(errors, found[1])(found[2]) from None
 
 
+def alone() -> bool:
+    """Whether ``ray_session`` started Ray here, for this process: nothing will join it."""
+    return _alone.is_set()
+
+
+def resources(kind: str) -> int:
+    """Whole CPUs or GPUs of the cluster as it is now, also those at work."""
+    return int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
+
+
 def cores() -> int:
     """CPU cores of the cluster as it is now, at least 1."""
-    return max(int(ray.cluster_resources().get("CPU", 1)), 1)  # type: ignore[no-untyped-call]
+    return max(resources("CPU"), 1)
 
 
 def one_core() -> bool:
     """Whether one core is all there is. A cluster that scales from none has more to come."""
-    return bool(ray.cluster_resources().get("CPU", 0) == 1)  # type: ignore[no-untyped-call]
+    return resources("CPU") == 1
 
 
 def on_whole_blocks(blocks: list[pa.Table]) -> ray.data.Dataset:

@@ -99,7 +99,7 @@ def writing(path: str) -> Iterator[None]:
         if error.errno not in UNWRITABLE:
             raise
         raise StorageError(
-            f"{path} cannot be written: {error.strerror}; make room or choose another folder, the same command goes on"
+            f"{path} cannot be written: {error.strerror}; make room, or get the right to write, and the same command goes on"
         ) from None
 
 

@@ -91,9 +91,9 @@ def run(config: ExperimentConfig) -> None:
             _say(grid[number], results[number], len(left))
     rows = [cell | result for cell, result in zip(grid, results, strict=True)]
     storage.write_table(storage.join(out, "results.parquet"), _table(rows))
-    print(
-        f"experiment: {write_page(storage.join(out, 'experiment.html'), rows, list(config.grid), config.x or next(iter(config.grid), ''), settings)}"
-    )
+    x = config.x or next(iter(config.grid), "")
+    page = write_page(storage.join(out, "experiment.html"), rows, list(config.grid), x, settings)
+    print(f"experiment: {page}")
 
 
 def _folder(out: str, cell: dict[str, Any]) -> str:

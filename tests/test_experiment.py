@@ -70,7 +70,9 @@ def test_a_killed_experiment_goes_on_and_a_cell_that_cannot_be_is_a_row_with_its
     assert "chart-svm" in page
     assert "2 failed" in page
     again = subprocess.run(started, capture_output=True, text=True, timeout=300, check=True, env=os.environ)
-    assert "4 cells, 2 to run" in again.stdout, "those of 50 people, who may have come by now"
+    assert "4 cells, 2 to run" in again.stdout, (
+        "what kept a cell from training may have been mended: a package, a model to begin from"
+    )
     others = write_faces(tmp_path / "others", 13, 8)
     mixed = [sys.executable, str(JOB), *write_settings(tmp_path, others, grid, 1600)]
     refused = subprocess.run(mixed, capture_output=True, text=True, timeout=300, check=False, env=os.environ)

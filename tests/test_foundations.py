@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facerec import publish, schema, storage
-from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError, StorageError
+from facerec.errors import DatasetError, MismatchError, SourceError, StorageError
 from facerec.lock import exclusive
 from facerec.phash import perceptual_hash
 from facerec.seeding import derive
@@ -74,7 +74,7 @@ def _full(_file: int) -> None:
 def test_a_folder_whose_lock_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with (
-        pytest.raises(ConfigError, match=r"cannot be written: .*choose another --run"),
+        pytest.raises(StorageError, match=r"cannot be written: .*choose another --run"),
         exclusive(str(tmp_path), "--run"),
     ):
         pass

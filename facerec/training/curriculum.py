@@ -3,8 +3,8 @@
 Semi-hard mining stops teaching once most pairs have no negative within the margin; batch-hard before then draws all
 faces into one point. So what decides is the share of pairs that are still active, counted over a window of steps; a
 margin as wide as the original recipe's 2 keeps nearly all pairs active for good, so there is a latest step too. The
-counts are integers and stay on the device; they are looked at, and reduced over the ranks, once a window and once a
-checkpoint, so that the turn falls on the same step at every number of workers and after every kill.
+counts are integers and stay on the device; they are looked at, and reduced over the ranks, once a window, once a
+checkpoint and at the latest step, so that the turn falls on the same step at every number of workers and after every kill.
 """
 
 from __future__ import annotations

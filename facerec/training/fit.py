@@ -6,10 +6,9 @@ the user's, found by a worker, comes back as its one line instead of three more 
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from facerec import errors, nodes, publish, storage
+from facerec import errors, nodes, publish, session, storage
 from facerec.errors import ConfigError, FacerecError, StorageError
 from facerec.models.format import is_model
 from facerec.training import state
@@ -59,12 +58,12 @@ def train(config: TrainConfig) -> None:
 def _look_for_workers(plan: Plan) -> None:
     """Say so where there are too few cores or GPUs: a cluster may grow, a Ray of this machine alone would wait for ever."""
     kind, least = "GPU" if plan.config.gpu else "CPU", plan.workers[0]
-    there = nodes.resources(kind)
+    there = session.resources(kind)
     if there >= least:
         return
     said = f"{least} workers take a {kind} each, and Ray has {there}"
-    if not os.environ.get("RAY_ADDRESS"):
-        raise ConfigError(f"{said}; choose fewer (--num_workers), or 0 for this process alone")
+    if session.alone():
+        raise ConfigError(f"{said}; choose fewer (--num_workers)")
     print(f"train: waiting: {said} by now; if no more will come, choose fewer (--num_workers)", flush=True)
 
 

@@ -172,9 +172,8 @@ class Worker:
     def _stop_if_bad(self, done: int, saves: bool) -> None:
         """Stop on all ranks, before anything of it is saved; a bad gradient shows in the weights alone. Collective."""
         if saves:
-            self._note(
-                torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all(), done
-            )
+            kept = self.network.state_dict().values()
+            self._note(torch.stack([tensor.isfinite().all() for tensor in kept]).all(), done)
         first = int(all_reduce(self.first_bad, "min"))
         if first < NEVER:
             safe = state.newest_step(self.plan.uri("checkpoints"))
@@ -238,8 +237,8 @@ class Worker:
         )
 
     def _keep_untrained(self) -> dict[str, float]:
-        """The control of every learning claim: the network at step 0, its BatchNorm set by a pass over some. Saved, and its scores
-        on the validation people. Collective: all ranks have the same weights, and look at a part of the faces each.
+        """The control of every learning claim: the network at step 0, its BatchNorm set by some of the faces. Saved, and
+        its scores on the validation people. Collective: all ranks have the same weights, and look at a part of the faces each.
         """
         missing = self.rank == 0 and not is_model(self.plan.uri("untrained"))
         if not missing and not self.validation:

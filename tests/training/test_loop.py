@@ -16,12 +16,13 @@ import ray.train
 import torch
 from torch import Tensor
 
-from facerec import storage
+from facerec import session, storage
 from facerec.errors import ConfigError, DatasetError, FacerecError, MismatchError, StorageError
 from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import load_model, read_card, save_model
 from facerec.publish import Dataset
 from facerec.schema import Preprocessing
+from facerec.session import ray_session
 from facerec.telemetry import JsonLines, flat, read_json_lines
 from facerec.training import fit, loop, state
 from facerec.training.batches import BatchConfig
@@ -393,7 +394,6 @@ def test_no_more_workers_are_taken_than_there_are_micro_batches(faces: Dataset, 
         assert make_plan(config_of(faces, tmp_path, num_workers=asked)).workers == taken
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_more_workers_than_cores_are_refused_where_no_more_will_come_and_told_of_where_they_may(
     faces: Dataset,
     tmp_path: Path,
@@ -402,12 +402,12 @@ def test_more_workers_than_cores_are_refused_where_no_more_will_come_and_told_of
 ) -> None:
     config = config_of(faces, tmp_path / "run", batch=BatchConfig(p=8, k=4, micro_batch=4), num_workers=8)
     monkeypatch.setattr(fit, "_fit", lambda _plan: None)
-    with pytest.raises(
-        ConfigError, match=r"8 workers take a CPU each, and Ray has \d+; choose fewer \(--num"
-    ):
+    said = r"8 workers take a CPU each, and Ray has 2; choose fewer \(--num_workers\)"
+    with pytest.raises(ConfigError, match=said), ray_session(num_cpus=2):
         train(config)
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    train(config)
+    with ray_session(num_cpus=2):
+        monkeypatch.setattr(session, "alone", lambda: False)
+        train(config)
     assert "waiting: 8 workers take a CPU each" in capsys.readouterr().out
 
 
