@@ -22,7 +22,6 @@ from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import load_model, read_card, save_model
 from facerec.publish import Dataset
 from facerec.schema import Preprocessing
-from facerec.session import ray_session
 from facerec.telemetry import JsonLines, flat, read_json_lines
 from facerec.training import fit, loop, state
 from facerec.training.batches import BatchConfig
@@ -394,21 +393,19 @@ def test_no_more_workers_are_taken_than_there_are_micro_batches(faces: Dataset, 
         assert make_plan(config_of(faces, tmp_path, num_workers=asked)).workers == taken
 
 
+@pytest.mark.usefixtures("ray_local")
 def test_more_workers_than_cores_are_refused_where_no_more_will_come_and_told_of_where_they_may(
-    faces: Dataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_of(faces, tmp_path / "run", batch=BatchConfig(p=8, k=4, micro_batch=4), num_workers=8)
     monkeypatch.setattr(fit, "_fit", lambda _plan: None)
-    said = r"8 workers take a CPU each, and Ray has 2; choose fewer \(--num_workers\)"
-    with pytest.raises(ConfigError, match=said), ray_session(num_cpus=2):
+    monkeypatch.setattr(session, "alone", lambda: True)
+    said = "8 workers take a CPU each, and Ray has 2"
+    with pytest.raises(ConfigError, match=rf"{said}; choose fewer \(--num_workers\)"):
         train(config)
-    with ray_session(num_cpus=2):
-        monkeypatch.setattr(session, "alone", lambda: False)
-        train(config)
-    assert "waiting: 8 workers take a CPU each" in capsys.readouterr().out
+    monkeypatch.setattr(session, "alone", lambda: False)
+    train(config)
+    assert f"waiting: {said} by now" in capsys.readouterr().out
 
 
 def test_validation_people_are_scored_at_each_checkpoint_and_choose_the_best(
