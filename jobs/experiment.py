@@ -21,6 +21,7 @@ from facerec.grid import cell_id, cells, with_settings
 from facerec.reporting.experiment import write_page
 from facerec.session import ray_session
 from facerec.training.config import TrainConfig
+from facerec.training.plan import absolute
 
 OWN = {"faces", "run", "steps", "num_workers", "gpu"}
 OWN_INSTEAD = "--faces, --equal with --amount, and --gpus say it for all cells"
@@ -66,8 +67,7 @@ def run(config: ExperimentConfig) -> None:
     """Train and score what is missing, then write results.parquet and the page."""
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     out, grid = storage.absolute(config.out), cells(config.grid)
-    init = config.train.init and storage.absolute(config.train.init)
-    shared = replace(config.train, faces=faces.folder, init=init, num_workers=0, gpu=config.gpus > 0)
+    shared = absolute(replace(config.train, faces=faces.folder, num_workers=0, gpu=config.gpus > 0))
     for cell in grid:
         with_settings(shared, cell)  # a fault of the grid, before anything is trained
     settings = {name: getattr(config, name) for name in ("equal", "amount")}

@@ -7,7 +7,6 @@ more than running it.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from facerec.alignment.boxes import F32, I64
 from facerec.alignment.pyramid import CONVOLVED
 from facerec.errors import ConfigError
-from facerec.models.engine import openvino
+from facerec.models.engine import installed, openvino
 
 Backend = Literal["auto", "torch", "openvino"]
 BATCHES = (64, 16)
@@ -45,12 +44,11 @@ class Nets(Protocol):
 
 def load(backend: Backend, device: str = "cpu") -> Nets:
     """The networks; ``auto`` takes OpenVINO on the CPU where it is installed. Raises ConfigError where it is not."""
-    installed = importlib.util.find_spec("openvino") is not None
-    if backend == "openvino" and not installed:
+    if backend == "openvino" and not installed():
         raise ConfigError(
             "openvino is not installed: pip install 'facerec[openvino]', or --detection.backend torch"
         )
-    if installed and (backend == "openvino" or (backend == "auto" and device == "cpu")):
+    if installed() and (backend == "openvino" or (backend == "auto" and device == "cpu")):
         return OpenVinoNets()
     return TorchNets(device)
 

@@ -7,7 +7,6 @@ fixed, as a shape seen for the first time costs more than running it: callers pa
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch.fx.proxy import TraceError
 
 from facerec.errors import ConfigError
 from facerec.models.embedder import Embedder
-from facerec.models.engine import openvino
+from facerec.models.engine import installed, openvino
 from facerec.models.images import normalize
 from facerec.models.precision import full_or_half
 
@@ -36,12 +35,11 @@ class Network(Protocol):
 
 def settled_backend(backend: Backend, gpu: bool) -> str:
     """torch or openvino: ``auto`` is OpenVINO on the CPU where it is installed. Raises ConfigError where it is not."""
-    installed = importlib.util.find_spec("openvino") is not None
-    if backend == "openvino" and (gpu or not installed):
+    if backend == "openvino" and (gpu or not installed()):
         why = "runs on CPUs only here" if gpu else "is not installed: pip install 'facerec[openvino]'"
         raise ConfigError(f"openvino {why}; or choose --backend torch")
     if backend == "auto":
-        return "openvino" if installed and not gpu else "torch"
+        return "openvino" if installed() and not gpu else "torch"
     return backend
 
 

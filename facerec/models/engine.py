@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
+
+
+def installed() -> bool:
+    """Whether it is there at all; looked up without importing it."""
+    return importlib.util.find_spec("openvino") is not None
 
 
 def openvino() -> Any:

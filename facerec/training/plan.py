@@ -78,7 +78,7 @@ class Plan:
 
 def make_plan(config: TrainConfig) -> Plan:
     """Check the whole run; each fault is one FacerecError that names the flag. Writes nothing."""
-    config = _absolute(config)
+    config = absolute(config)
     least, most = config.workers
     if most == 0 and config.gpu:
         _require_gpu()
@@ -95,7 +95,8 @@ def make_plan(config: TrainConfig) -> Plan:
     return Plan(config, dataset, split, tuple(identities), shape, _precision(config, network))
 
 
-def _absolute(config: TrainConfig) -> TrainConfig:
+def absolute(config: TrainConfig) -> TrainConfig:
+    """With absolute folders: workers stand elsewhere."""
     init = None if config.init is None else storage.absolute(config.init)
     return replace(config, faces=storage.absolute(config.faces), run=storage.absolute(config.run), init=init)
 

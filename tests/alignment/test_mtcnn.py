@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.nn.functional import interpolate
 from facerec.alignment import nets, photograph, pyramid
 from facerec.alignment.detector import Detections, Detector
 from facerec.synthetic import SyntheticConfig, write_collection
+from tests.support.extras import needs_openvino
 
 Image = NDArray[np.uint8]
 BACKENDS = ["torch", "openvino"]
@@ -22,8 +22,8 @@ BACKENDS = ["torch", "openvino"]
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> nets.Backend:
-    if request.param == "openvino" and not importlib.util.find_spec("openvino"):
-        pytest.skip("the extra facerec[openvino] is not installed")
+    if request.param == "openvino":
+        needs_openvino()
     return request.param  # type: ignore[no-any-return]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from facerec.models.format import load_model, save_model
 from facerec.models.images import to_input
 from facerec.models.inference import load_embedder
 from facerec.schema import Preprocessing
+from tests.support.extras import needs_openvino
 
 FACES: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (7, 224, 224, 3), dtype=np.uint8)
 NOBODY = "http://127.0.0.1:9"
@@ -46,11 +46,6 @@ def eager(model: str) -> NDArray[np.float32]:
     """What the network gives in plain torch, fp32, at once."""
     with torch.inference_mode():
         return load_model(model)[0](to_input(FACES, 96)).numpy()
-
-
-def needs_openvino() -> None:
-    if not importlib.util.find_spec("openvino"):
-        pytest.skip("openvino is an extra")
 
 
 def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
         (lines(SETTLED, RISING), "learning", "0.600"),
         (lines(SETTLED), "learning", "no people"),
         (lines(FALLING, RISING[:5]), "under-trained", "--steps"),
+        (lines(FALLING, RISING), "learning", "--steps hardly"),
         (lines(FALLING, RISING[:4] + [0.58, 0.56, 0.54, 0.52]), "overfitting", "run/best"),
         (lines([0.2] * 9, nearest=0.001), "collapsed", "--mining.strategy semi_hard"),
         (lines(SETTLED[:3]), "too short to tell", "--log_every"),
