@@ -7,7 +7,7 @@ comma := ,
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-cluster fuzz chaos bench-align bench-hosts bench-cropped bench-learning bench-mining bench-scale bench-schedule bench-train bench-evaluate bench-embed chaos-align chaos-embed chaos-train chaos-hosts check format install clean
+.PHONY: demo test test-cluster fuzz attack chaos bench-align bench-hosts bench-cropped bench-learning bench-mining bench-scale bench-schedule bench-train bench-evaluate bench-embed chaos-align chaos-embed chaos-train chaos-hosts check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -20,6 +20,9 @@ test-cluster: install
 
 fuzz: install  ## 10,000 damaged images through the aligner
 	$(BIN)/python -m tests.bench.fuzz
+
+attack: install  ## network, decoder, erasure and fencing attacks; exits 1 where one succeeds
+	$(BIN)/python -m tests.bench.attack
 
 bench-train: install  ## speed and memory of a training step, data wait, 4,096 faces at 224 px
 	$(BIN)/python -m tests.bench.train

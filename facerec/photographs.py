@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +12,14 @@ from facerec import schema
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM")
 """What is opened. Pillow's others are no photographs, and one of them runs a program on the file (EPS)."""
+
+
+def canonical(name: str) -> str:
+    """A name or path as facerec compares it: Unicode NFC, without surrounding white space.
+
+    macOS and many network drives store accents decomposed (NFD), so that one name may come in two spellings.
+    """
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def keys(photographs: pa.Table) -> pa.ChunkedArray:

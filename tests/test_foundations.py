@@ -16,6 +16,7 @@ from facerec import publish, schema, storage
 from facerec.errors import DatasetError, MismatchError, SourceError, StorageError
 from facerec.lock import exclusive
 from facerec.phash import perceptual_hash
+from facerec.photographs import canonical
 from facerec.seeding import derive
 from facerec.splits import SplitConfig, split_identities
 from facerec.telemetry import JsonLines
@@ -139,3 +140,7 @@ def test_a_photograph_and_its_smaller_brighter_copy_hash_alike_and_others_do_not
     distances = np.array([[((a ^ b) & (2**64 - 1)).bit_count() for b in copies] for a in hashes])
     assert np.diag(distances).max() <= 12
     assert distances[~np.eye(20, dtype=bool)].min() > 12
+
+
+def test_one_name_in_two_spellings_is_one_name() -> None:
+    assert canonical(" Jose\u0301 ") == canonical("Jos\u00e9") == "Jos\u00e9"
