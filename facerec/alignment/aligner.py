@@ -18,8 +18,8 @@ from facerec import schema, storage
 from facerec.alignment.config import EVERY_FACE, AlignConfig
 from facerec.alignment.detector import Detections, Detector
 from facerec.alignment.geometry import straighten
-from facerec.alignment.photograph import Rejected, decode, opened
 from facerec.alignment.subject import choose_subject
+from facerec.decoding import Rejected, decode, opened
 from facerec.models.images import decode_jpeg
 from facerec.phash import perceptual_hash
 

@@ -26,7 +26,7 @@ from facerec.session import on_whole_blocks
 from facerec.telemetry import Prometheus
 
 ACTOR_GIB = 1.5
-"""The most an actor holds (see photograph.py)."""
+"""The most an actor holds (see decoding.py)."""
 DRIVER_BYTES = 1600
 """A photograph costs the driver at most, beside half a GiB of code: `make bench-scale` holds a million to 2 GiB."""
 

@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from facerec import schema, synthetic
-from facerec.alignment import photograph, sources
+from facerec import decoding, schema, synthetic
+from facerec.alignment import sources
 from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
 from facerec.alignment.detector import Detector
@@ -53,7 +53,7 @@ def test_every_exif_orientation_comes_upright(kind: str, orientation: int) -> No
     if undo is not None:
         stored = stored.transpose(Image.Transpose(undo))
     options = {"lossless": True} if kind == "WEBP" else {}
-    seen = photograph.decode(encoded(stored, kind, exif=oriented(orientation), **options))
+    seen = decoding.decode(encoded(stored, kind, exif=oriented(orientation), **options))
     np.testing.assert_array_equal(seen, upright)
 
 
@@ -62,19 +62,19 @@ def test_every_exif_orientation_comes_upright(kind: str, orientation: int) -> No
 def test_strips_give_what_the_whole_gives(
     monkeypatch: pytest.MonkeyPatch, mode: str, orientation: int
 ) -> None:
-    monkeypatch.setattr(photograph, "STRIP", 200)
+    monkeypatch.setattr(decoding, "STRIP", 200)
     image = Image.fromarray(noise(57, 31, 4)).convert(mode)
     whole = Image.new("RGBA", image.size, "white")
     whole.alpha_composite(image.convert("RGBA"))
     whole.getexif()[0x0112] = orientation
     wanted = ImageOps.exif_transpose(whole).convert("RGB")
-    seen = photograph.decode(encoded(image, "PNG", exif=oriented(orientation)))
+    seen = decoding.decode(encoded(image, "PNG", exif=oriented(orientation)))
     np.testing.assert_array_equal(seen, np.asarray(wanted))
 
 
 def test_damaged_exif_is_no_reason_to_doubt_the_pixels() -> None:
     image = Image.fromarray(noise(20, 30, 3))
-    seen = photograph.decode(encoded(image, "PNG", exif=b"Exif\0\0I\1\0\0\0\0"))
+    seen = decoding.decode(encoded(image, "PNG", exif=b"Exif\0\0I\1\0\0\0\0"))
     np.testing.assert_array_equal(seen, np.asarray(image))
 
 
@@ -87,7 +87,7 @@ def test_every_colour_mode_gives_the_same_grey(mode: str) -> None:
         wanted = 40_000 * 255 // 65_535
     else:
         image, wanted = Image.new("L", (32, 32), 255).convert(mode), 255
-    seen = photograph.decode(encoded(image, "TIFF"))
+    seen = decoding.decode(encoded(image, "TIFF"))
     assert seen.shape == (32, 32, 3)
     assert np.abs(seen.astype(int) - wanted).max() <= 1
 
@@ -97,7 +97,7 @@ def test_cmyk_is_no_negative_and_adobes_inverted_values_are_none_either(kind: st
     """Pillow writes JPEGs as Adobe does, inverted and marked so."""
     data = encoded(Image.new("RGB", (32, 32), (200, 40, 60)).convert("CMYK"), kind)
     assert (b"Adobe" in data) == (kind == "JPEG")
-    assert np.abs(photograph.decode(data).astype(int) - (200, 40, 60)).max() <= 4
+    assert np.abs(decoding.decode(data).astype(int) - (200, 40, 60)).max() <= 4
 
 
 FACE = Image.fromarray(synthetic.render(0, 0, side=96))
@@ -105,14 +105,14 @@ FACE = Image.fromarray(synthetic.render(0, 0, side=96))
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM"])
 def test_every_format_gives_the_same_picture(kind: str) -> None:
-    seen = photograph.decode(encoded(FACE, kind))
+    seen = decoding.decode(encoded(FACE, kind))
     assert np.abs(seen.astype(int) - np.asarray(FACE)).mean() < 8
 
 
 def test_of_a_film_the_first_picture_is_taken() -> None:
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         data = encoded(FACE, kind, save_all=True, append_images=[Image.new("RGB", FACE.size)])
-        assert np.abs(photograph.decode(data).astype(int) - np.asarray(FACE)).mean() < 8
+        assert np.abs(decoding.decode(data).astype(int) - np.asarray(FACE)).mean() < 8
 
 
 def scans(width: int, height: int, count: int) -> bytes:
@@ -151,8 +151,8 @@ def text_bomb() -> bytes:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_bad_file_is_a_reason_not_a_crash(data: bytes, reason: str, words: str) -> None:
-    with pytest.raises(photograph.Rejected) as caught:
-        photograph.decode(data)
+    with pytest.raises(decoding.Rejected) as caught:
+        decoding.decode(data)
     assert caught.value.reason == reason
     assert words in caught.value.detail
     assert "0x" not in caught.value.detail
@@ -252,7 +252,7 @@ def test_faces_are_counted_right(odd: dict[Path, str]) -> None:
     """The digit of the name, a letter for one. Of at least 0.96: a medal (.82) and a hand (.95) are beyond 0.8."""
     detector, wrong = Detector(20, 0.05), {}
     for path in (path for path, kind in odd.items() if kind == "compreface_samples"):
-        found = detector.detect_tight(photograph.decode(path.read_bytes()))
+        found = detector.detect_tight(decoding.decode(path.read_bytes()))
         count, kind = int((found.confidences >= 0.96).sum()), path.stem[-1]
         if count != (int(kind) if kind.isdigit() else 1):
             wrong[path.name] = count
@@ -264,7 +264,7 @@ def test_all_turned_copies_of_a_photograph_come_upright(
     odd: dict[Path, str], aligner: Aligner, name: str, boxes: bool
 ) -> None:
     paths = [path for path, kind in odd.items() if kind == "exif_rotated" and path.name.startswith(name)]
-    seen = [photograph.decode(path.read_bytes()).astype(int) for path in paths]
+    seen = [decoding.decode(path.read_bytes()).astype(int) for path in paths]
     assert len(seen) == 7
     for image in seen:
         assert np.abs(image - seen[0]).mean() < 8  # they are compressed one by one; upside down it is 60
@@ -291,12 +291,12 @@ def test_an_actor_stays_below_its_memory_whatever_the_file(tmp_path: Path) -> No
     """The dearest that are decoded, nothing in them so that they are looked at twice, and a line of pixels."""
 
     def dearest(mode: str, pixel: int) -> Image.Image:
-        side = int(((photograph.MAX_COST - photograph.HELD_BYTES) / pixel) ** 0.5)
+        side = int(((decoding.MAX_COST - decoding.HELD_BYTES) / pixel) ** 0.5)
         return Image.new(mode, (side, side))
 
     dearest("RGB", 7).save(tmp_path / "a.jpg", exif=oriented(6))
     dearest("RGB", 10).save(tmp_path / "b.jpg", progressive=True, subsampling=0)
-    dearest("RGBA", photograph.FRAMES).save(tmp_path / "c.webp", method=0)
+    dearest("RGBA", decoding.FRAMES).save(tmp_path / "c.webp", method=0)
     Image.new("L", (300_000, 12)).save(tmp_path / "d.png")
     paths = sorted(map(str, tmp_path.iterdir()))
     done = subprocess.run([sys.executable, "-c", MEMORY, *paths], capture_output=True, text=True, check=False)

@@ -28,8 +28,8 @@ from facerec import publish, schema
 from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
 from facerec.alignment.detector import Detections, Detector
-from facerec.alignment.photograph import decode
 from facerec.alignment.pipeline import written_parts
+from facerec.decoding import decode
 from facerec.session import ray_session
 from tests.bench.targets import Row, conclude
 

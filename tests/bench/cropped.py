@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from facerec import publish, storage
-from facerec.alignment.photograph import decode
+from facerec.decoding import decode
 from tests.bench.targets import Row, conclude
 
 ROOT = Path(__file__).parents[2]

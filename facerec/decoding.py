@@ -1,4 +1,4 @@
-"""From a file to upright RGB pixels, whatever its format and colour mode, or to a reason why not.
+"""From a file to upright RGB pixels, whatever its format and colour mode, or to a reason for rejecting it.
 
 An actor stays below 1.5 GiB of memory whatever the file: what a file would cost is told from its header before
 anything is decoded, and Pillow's pixels become the result strip by strip, so no third copy of them is held.
