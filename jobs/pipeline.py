@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+
 from facerec import storage
 from facerec.alignment.config import AlignConfig
-from facerec.alignment.pipeline import align_source
+from facerec.alignment.pipeline import align_source, listed
 from facerec.alignment.pipeline import plan as align_plan
 from facerec.cli import main
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.pipeline import embed_faces
-from facerec.errors import ConfigError
+from facerec.errors import ConfigError, SourceError
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.pipeline import evaluate
 from facerec.reporting.page import ReportConfig, write_report
@@ -20,6 +22,7 @@ from facerec.session import ray_session
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
 from facerec.training.forecast import forecast
+from facerec.training.plan import fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,10 @@ class PipelineConfig:
     """Numbers to a page."""
 
     def __post_init__(self) -> None:
+        if self.align.faces == "all":
+            raise ConfigError(
+                "faces is all, which gives no names to train on; the pipeline needs --align.faces subject"
+            )
         if self.train.workers == (0, 0):
             raise ConfigError(
                 f"num_workers is {self.train.num_workers}; the pipeline trains on Ray (--train.num_workers >= 1)"
@@ -49,13 +56,16 @@ class PipelineConfig:
 
 
 def run(config: PipelineConfig) -> dict[str, Any]:
-    """All stages in order; gives what report.json holds."""
+    """Run all stages in order and return the content of report.json."""
     out = storage.absolute(config.out)
     faces, trained = storage.join(out, "faces"), storage.join(out, "run")
     vectors, control = storage.join(out, "embeddings"), storage.join(out, "untrained")
     numbers, page = storage.join(out, "report.json"), storage.join(out, "report.html")
+    align = replace(config.align, source=config.source, out=faces)
+    listing = listed(align)
+    require_enough(listing.photographs, config)
     with ray_session():
-        align_source(replace(config.align, source=config.source, out=faces))
+        align_source(align, listing)
         train(replace(config.train, faces=faces, run=trained))
         embed_faces(replace(config.embed, faces=faces, model=storage.join(trained, "model"), out=vectors))
         embed_faces(replace(config.embed, faces=faces, model=storage.join(trained, "untrained"), out=control))
@@ -76,11 +86,31 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     return report
 
 
+def require_enough(photographs: pa.Table, config: PipelineConfig) -> None:
+    """Raise FacerecError, before alignment, if these photographs are too few to train on or to score.
+
+    Alignment may still lose some of them: training and evaluation count the faces again.
+    """
+    named = photographs.filter(photographs["identity"].is_valid())["identity"].value_counts()
+    counts = {entry["values"]: entry["counts"] for entry in named.to_pylist()}
+    split, _, _ = fitted(counts, config.train, "photographs")
+    scored = sum(counts[name] >= 2 for name in split.unseen)
+    if scored < 2:
+        raise SourceError(
+            f"{scored} of the {len(split.unseen)} identities held out for the score have 2 photographs or more, and 2 "
+            f"are needed to tell apart; add photographs or people to {config.source} (--source), or hold out more "
+            f"(--train.split.unseen)"
+        )
+
+
 def plan(config: PipelineConfig) -> dict[str, object]:
-    """The plan of alignment, and that of training where there are faces to plan with."""
+    """The plan of alignment, and that of training if there are faces to plan with."""
     out = storage.absolute(config.out)
     faces = storage.join(out, "faces")
-    stages = {"align": align_plan(replace(config.align, source=config.source, out=faces))}
+    align = replace(config.align, source=config.source, out=faces)
+    listing = listed(align)
+    require_enough(listing.photographs, config)
+    stages = {"align": align_plan(align, listing)}
     if storage.exists(storage.join(faces, "manifest.json")):
         stages["train"] = forecast(replace(config.train, faces=faces, run=storage.join(out, "run")))
     rest = [stage for stage in ("train", "embed", "evaluate", "report") if stage not in stages]

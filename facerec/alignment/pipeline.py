@@ -34,9 +34,12 @@ MakeAligner = Callable[[AlignConfig], Callable[[pa.Table], pa.Table]]
 """A class like :class:`Aligner`, for those who bring another."""
 
 
-def align_source(config: AlignConfig) -> publish.Dataset:
-    """Align what is not aligned yet, compact, publish. Raises SourceError, MismatchError or BusyError before work."""
-    listing = _to_train_on(config)
+def align_source(config: AlignConfig, listing: Listing | None = None) -> publish.Dataset:
+    """Align what is not aligned yet, compact, publish. Raises SourceError, MismatchError or BusyError before work.
+
+    ``listing`` is what ``listed`` returned, for callers that looked at it before.
+    """
+    listing = listing or listed(config)
     out = storage.absolute(config.out)
     with publish.exclusive(out, "--out"):
         publish.claim(out, config.deciding(), "--out")
@@ -62,9 +65,9 @@ def align_source(config: AlignConfig) -> publish.Dataset:
         return compaction.compact(out, listing, about, config.seed)
 
 
-def plan(config: AlignConfig) -> dict[str, object]:
+def plan(config: AlignConfig, listing: Listing | None = None) -> dict[str, object]:
     """What align_source would do, for people; raises what it would, and writes nothing."""
-    listing, out = _to_train_on(config), storage.absolute(config.out)
+    listing, out = listing or listed(config), storage.absolute(config.out)
     publish.claimed(out, config.deciding(), "--out")
     missing = ledger.missing(publish.parts(out), listing.photographs).num_rows
     parts = -(-missing // config.part)
@@ -79,18 +82,10 @@ def plan(config: AlignConfig) -> dict[str, object]:
     }
 
 
-def _to_train_on(config: AlignConfig) -> Listing:
-    """The source's photographs; raises ConfigError or SourceError where they cannot be aligned as asked for."""
+def listed(config: AlignConfig) -> Listing:
+    """The source's photographs, without names if every face is taken. Raises ConfigError or SourceError."""
     if not config.source:
         raise ConfigError("no photographs given; name a folder per person or a manifest (--source)")
-    listing = listed(config)
-    if config.faces == "subject":
-        sources.require_trainable(listing.photographs, config.source)
-    return listing
-
-
-def listed(config: AlignConfig) -> Listing:
-    """The source's photographs; without names where all their faces are taken. Raises SourceError."""
     listing = sources.list_photographs(config.source)
     return _without_names(listing) if config.faces == "all" else listing
 

@@ -72,20 +72,6 @@ def list_photographs(source: str) -> Listing:
     return listing
 
 
-def require_trainable(photographs: pa.Table, source: str) -> None:
-    """Raise SourceError where nothing could be learnt: one identity only, or nobody with two photographs."""
-    named = photographs.filter(pc.is_valid(photographs["identity"]))
-    people = named.group_by("identity").aggregate([("source_uri", "count")])
-    if people.num_rows < 2:
-        raise SourceError(
-            f"{source} holds {people.num_rows} identity; at least 2 are needed: one folder a person below --source"
-        )
-    if pc.max(people["source_uri_count"]).as_py() < 2:
-        raise SourceError(
-            f"{source} holds one photograph of each of {people.num_rows} identities; a triplet needs 2 of one person (--source)"
-        )
-
-
 def _from_manifest(uri: str) -> Listing:
     try:
         with s3.refusals(uri), storage.open_input(uri) as file:

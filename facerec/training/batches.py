@@ -61,7 +61,12 @@ class BatchConfig:
                     f"p is {self.p} but {identities} training identities have 2 faces or more; "
                     f"choose --batch.p of at most {identities} or auto"
                 )
-            return BatchShape(self.p, self.k, self._micro_batch(self.p))
+            if (micro_batch := self._micro_batch(self.p)) < 2:
+                raise ConfigError(
+                    f"a batch of {self.p} x {self.k} = {self.p * self.k} faces has no divisor from 2 to {MOST} for its "
+                    f"micro-batches; choose another --batch.p or --batch.k, or set --batch.micro_batch"
+                )
+            return BatchShape(self.p, self.k, micro_batch)
         most = min(identities, self.p_max)
         if most < 2:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 import facerec
 from facerec import publish, storage
-from facerec.errors import ConfigError, DatasetError, MismatchError
+from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
 from facerec.models.embedder import build
 from facerec.models.format import load_model, read_card
 from facerec.models.precision import settled
@@ -20,7 +21,7 @@ from facerec.splits import Split, split_identities
 from facerec.training.batches import BatchShape
 from facerec.training.config import TrainConfig
 from facerec.training.index import FaceIndex
-from facerec.training.schedule import Schedule, trainable
+from facerec.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,38 @@ class Plan:
 def make_plan(config: TrainConfig) -> Plan:
     """Check the whole run; each fault is one FacerecError that names the flag. Writes nothing."""
     config = absolute(config)
-    least, most = config.workers
-    if most == 0 and config.gpu:
+    if config.workers == (0, 0) and config.gpu:
         _require_gpu()
     if config.library.loss:
         config.library.build()
     dataset = _pinned_dataset(config)
     index = FaceIndex.read(dataset)
-    split = split_identities(index.identities, config.split)
-    identities = trainable(index, split.train)
-    shape = config.batch.fit(len(identities))
-    shape.share(max(1, least), rank=0)
-    _check_shares(config, shape)
+    faces = dict(zip(index.identities, index.faces.tolist(), strict=True))
+    split, identities, shape = fitted(faces, config, "faces")
     network = _checked_network(config, dataset)
-    return Plan(config, dataset, split, tuple(identities), shape, _precision(config, network))
+    return Plan(config, dataset, split, identities, shape, _precision(config, network))
+
+
+def fitted(
+    faces: Mapping[str, int], config: TrainConfig, what: str
+) -> tuple[Split, tuple[str, ...], BatchShape]:
+    """The split, the identities to train on, and the batches, for identities with so many ``faces`` each.
+
+    Raises FacerecError with the numbers if they cannot be trained on. ``what`` is the word for the faces: before
+    alignment, photographs are counted in their place, because a photograph gives one face at most.
+    """
+    split = split_identities(faces, config.split)
+    identities = tuple(sorted(name for name in split.train if faces[name] >= 2))
+    if len(identities) < 2:
+        raise SourceError(
+            f"{len(identities)} of the {len(split.train)} identities to train on have 2 {what} or more, and 2 are "
+            f"needed (the other {len(faces) - len(split.train)} of {len(faces)} are held out for the score, "
+            f"--split.unseen); add photographs or people to the source"
+        )
+    shape = config.batch.fit(len(identities))
+    shape.share(max(1, config.workers[0]), rank=0)
+    _check_shares(config, shape)
+    return split, identities, shape
 
 
 def absolute(config: TrainConfig) -> TrainConfig:

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facerec import seeding
-from facerec.errors import DatasetError
 from facerec.training.batches import BatchShape
 from facerec.training.index import FaceIndex, Ints
 from facerec.training.takes import Spans, Stretch, Tape
@@ -46,24 +45,18 @@ class Batch:
     """Identity numbers, [P * K]."""
 
 
-def trainable(index: FaceIndex, train: Sequence[str]) -> list[str]:
-    """The identities with at least two faces, sorted: one face makes no pair."""
-    enough = index.faces >= 2
-    wanted = set(train)
-    return [name for name, ok in zip(index.identities, enough, strict=True) if ok and name in wanted]
-
-
 class Schedule:
     """The sequence of global batches: P different identities each, whose turns are in proportion to their faces.
 
-    Who would come more than once a batch comes once, and others in their place; who has fewer than K faces shows
-    some of them twice.
+    An identity that is due more than once in a batch comes once, and others take its place. An identity with fewer
+    than K faces shows some of them more than once. ``identities`` have two faces or more each, and there are at
+    least P of them: then every step has a batch.
     """
 
     def __init__(self, index: FaceIndex, identities: Sequence[str], shape: BatchShape, seed: int) -> None:
         self.shape, self._seed = shape, seed
         self._spans = Spans.of(index, identities)
-        self._tape = Tape(self._spans, shape.k, seed)
+        self._tape = Tape(self._spans, shape, seed)
         self._layout = Layout.of(shape, self._spans)
         self._firsts = [0]  # each epoch's first step
         self._window = _Window(0, 0, 0)
@@ -81,10 +74,13 @@ class Schedule:
         )
 
     def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to: in each, every face is shown once, as far as K faces at a time can be."""
+        """The epoch that a step belongs to: every face is shown once in each, as far as K faces at a time allow.
+
+        If one pass over the faces fills no batch, an epoch is several passes (see Tape).
+        """
         while self._firsts[-1] <= step:
             takes = self._tape.length(len(self._firsts) - 1)
-            self._firsts.append(self._firsts[-1] + max(1, -(-takes // self.shape.p)))
+            self._firsts.append(self._firsts[-1] + -(-takes // self.shape.p))
         return bisect.bisect_right(self._firsts, step) - 1
 
     def _window_of(self, step: int) -> _Window:
@@ -109,22 +105,31 @@ class Schedule:
         for bundle, (first, stop) in enumerate(self._layout.bundles):
             random = seeding.generator(self._seed, "window", window.first, bundle)
             takes = stretch.takes(*(low + (high - low) * identity // p for identity in (first, stop)))
-            pool = self._pool(stretch, takes, random)
-            due = pool.turns(
-                self._spans.labels[stretch.spans], takes, rest, steps, stop - first, self.shape.k
-            )
-            turns = draw(due, steps, stop - first, random)
-            part(turns, pool.labels, placed[pool.labels], labels[:, :first], random)
+            for least in (
+                stop - first,
+                stop,
+            ):  # ``stop`` identities are enough to be others than those before
+                pool = self._pool(stretch, takes, least, random)
+                due = pool.turns(
+                    self._spans.labels[stretch.spans], takes, rest, steps, stop - first, self.shape.k
+                )
+                turns = draw(due, steps, stop - first, random)
+                if part(turns, pool.labels, pool.able, placed[pool.labels], labels[:, :first], random):
+                    break
             labels[:, first:stop] = pool.labels[turns]
             placed[labels[:, first:stop]] = True
             faces[:, first:stop] = pool.faces_of(turns, self.shape.k)
         return labels, faces
 
-    def _pool(self, stretch: Stretch, takes: Ints, random: np.random.Generator) -> Pool:
+    def _pool(self, stretch: Stretch, takes: Ints, n: int, random: np.random.Generator) -> Pool:
+        """The faces of the row groups that hold the takes, and of more row groups until ``n`` identities can come."""
+        spans = self._spans
         if self._layout.whole:
-            return Pool.of(self._spans, np.arange(len(self._spans.rows)), random)
-        groups = np.unique(self._spans.groups[stretch.spans[takes > 0]]).astype(np.int64)
-        return Pool.of(self._spans, self._spans.in_groups(groups), random)
+            return Pool.of(spans, np.arange(len(spans.rows)), random)
+        groups = np.unique(spans.groups[stretch.spans[takes > 0]]).astype(np.int64)
+        if spans.paired(groups) < n:
+            groups = spans.with_pairs(groups, n, random)
+        return Pool.of(spans, spans.in_groups(groups), random)
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,11 @@ class Pool:
         order = np.lexsort((random.random(len(owners)), owners))
         return cls(labels, sizes, ordinals[order])
 
+    @property
+    def able(self) -> NDArray[np.bool_]:
+        """Which identities have two faces or more here, [i]: one face, however often, makes no pair."""
+        return self.sizes >= 2
+
     def turns(
         self,
         labels: NDArray[np.int32],
@@ -206,19 +216,14 @@ class Pool:
     ) -> Ints:
         """Turns of each identity in the window, [i]: its ``takes``, at most one a step, n a step in all.
 
-        What is missing goes round those who have the most faces left on their tape, ``rest`` [l], which pays for it.
+        Missing turns go to the identities with the most faces left on their tapes, ``rest`` [l], which is reduced by
+        them. At least ``n`` identities of the pool have two faces or more.
         """
         place = np.searchsorted(self.labels, labels[takes > 0])
         due = np.bincount(place, takes[takes > 0], minlength=len(self.labels)).astype(np.int64)
-        able = self.sizes >= 2  # one face, however often, makes no pair
-        due = np.where(able, np.minimum(due, steps), 0)
+        due = np.where(self.able, np.minimum(due, steps), 0)
         while short := steps * n - int(due.sum()):
-            room = np.flatnonzero(able & (due < steps))
-            if not len(room):
-                raise DatasetError(
-                    f"a window of row groups holds {able.sum()} identities and a batch needs {n} of them; "
-                    "run jobs/align.py again, or choose a smaller --batch.p"
-                )
+            room = np.flatnonzero(self.able & (due < steps))
             most = room[np.argsort(-rest[self.labels[room]], kind="stable")][:short]
             due[most] += 1
             rest[self.labels[most]] -= k
@@ -255,24 +260,57 @@ def draw(due: Ints, steps: int, n: int, random: np.random.Generator) -> Ints:
 def part(
     turns: Ints,
     labels: NDArray[np.int32],
+    able: NDArray[np.bool_],
     shared: NDArray[np.bool_],
     taken: Ints,
     random: np.random.Generator,
-) -> None:
+) -> bool:
     """Where a step has an identity already (``taken``, labels [S, x]), swap its turn [S, n] with one of another step.
 
-    In place. Only the ``shared`` ones of ``labels`` [i] can be met. Where no step will have it, which takes nearly
-    everybody in every batch, it stays.
+    In place. Only the ``shared`` ones of ``labels`` [i] can be met. If no other step will have it, an ``able``
+    identity that the step lacks takes its turn. Returns whether all identities of each step differ: False if the
+    step has all of them already.
     """
     for step, place in np.argwhere(shared[turns]):
-        mine = turns[step, place]
-        if labels[mine] not in taken[step]:
+        if labels[turns[step, place]] in taken[step] and not (
+            _swapped(turns, labels, taken, step, place, random)
+            or _replaced(turns, labels, able, taken, step, place, random)
+        ):
+            return False
+    return True
+
+
+def _swapped(
+    turns: Ints,
+    labels: NDArray[np.int32],
+    taken: Ints,
+    step: int,
+    place: int,
+    random: np.random.Generator,
+) -> bool:
+    mine = turns[step, place]
+    for other in random.permutation(len(turns)):
+        if mine in turns[other] or labels[mine] in taken[other]:
             continue
-        for other in random.permutation(len(turns)):
-            if mine in turns[other] or labels[mine] in taken[other]:
-                continue
-            fits = ~np.isin(labels[turns[other]], taken[step]) & ~np.isin(turns[other], turns[step])
-            if fits.any():
-                their = random.choice(np.flatnonzero(fits))
-                turns[step, place], turns[other, their] = turns[other, their], mine
-                break
+        fits = ~np.isin(labels[turns[other]], taken[step]) & ~np.isin(turns[other], turns[step])
+        if fits.any():
+            their = random.choice(np.flatnonzero(fits))
+            turns[step, place], turns[other, their] = turns[other, their], mine
+            return True
+    return False
+
+
+def _replaced(
+    turns: Ints,
+    labels: NDArray[np.int32],
+    able: NDArray[np.bool_],
+    taken: Ints,
+    step: int,
+    place: int,
+    random: np.random.Generator,
+) -> bool:
+    free = able & ~np.isin(labels, taken[step])
+    free[turns[step]] = False
+    if free.any():
+        turns[step, place] = random.choice(np.flatnonzero(free))
+    return bool(free.any())

@@ -10,6 +10,7 @@ Legend: s spans, l identities, r row groups.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facerec import seeding
+from facerec.training.batches import BatchShape
 from facerec.training.index import FaceIndex, Ints
 
 
@@ -63,12 +65,26 @@ class Spans:
 
     def in_groups(self, groups: Ints) -> Ints:
         """All spans of some row groups, in the order of these."""
-        return np.concatenate([np.arange(self.first_of_group[g], self.first_of_group[g + 1]) for g in groups])
+        each = [np.arange(self.first_of_group[g], self.first_of_group[g + 1]) for g in groups]
+        return np.concatenate([np.empty(0, np.int64), *each])
 
     def ordinals(self, spans: Ints) -> Ints:
         """The ordinals of all faces of some spans, span by span."""
         rows = self.rows[spans].astype(np.int64)
         return np.repeat(self.starts[spans] - (np.cumsum(rows) - rows), rows) + np.arange(rows.sum())
+
+    def paired(self, groups: Ints) -> int:
+        """How many identities have two faces or more in some row groups."""
+        spans = self.in_groups(groups)
+        return int((np.bincount(self.labels[spans], self.rows[spans]) >= 2).sum())
+
+    def with_pairs(self, groups: Ints, n: int, random: np.random.Generator) -> Ints:
+        """``groups`` and the fewest others, in random order, with which ``n`` identities have two faces or more."""
+        others = random.permutation(np.setdiff1d(np.arange(self.row_groups), groups))
+        enough = bisect.bisect_left(
+            range(len(others)), n, key=lambda count: self.paired(np.union1d(groups, others[:count]))
+        )
+        return np.union1d(groups, others[:enough])
 
 
 def _before(labels: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -100,22 +116,38 @@ class Stretch:
 
 
 class Tape:
-    """All identities' tapes, one epoch at a time."""
+    """All identities' tapes, one epoch at a time.
 
-    def __init__(self, spans: Spans, k: int, seed: int) -> None:
-        self._spans, self._k, self._seed = spans, k, seed
+    An epoch is one pass over the faces. If some pass holds fewer takes than a batch needs, because people or
+    photographs are few beside P and K, an epoch is the fewest passes that always hold enough.
+    """
+
+    def __init__(self, spans: Spans, shape: BatchShape, seed: int) -> None:
+        self._spans, self._k, self._seed = spans, shape.k, seed
         # Without a phase of its own, everybody with as many faces would gain their extra take in the same epoch.
-        self._phase = seeding.generator(seed, "phase").integers(0, k, len(spans.faces))
+        self._phase = seeding.generator(seed, "phase").integers(0, shape.k, len(spans.faces))
+        self.passes = self._fewest_passes(shape.p)
         self._opened = -1
 
+    def _fewest_passes(self, p: int) -> int:
+        """The fewest passes that hold at least ``p`` takes, wherever they begin."""
+        faces, k = self._spans.faces, self._k
+        if (faces // k).sum() >= p:
+            return 1
+        cuts = np.array([((number * faces + self._phase) // k).sum() for number in range(2 * k)])
+        return next(
+            (passes for passes in range(1, k) if (cuts[passes : passes + k] - cuts[:k]).min() >= p), k
+        )
+
     def length(self, epoch: int) -> int:
-        """Takes of an epoch."""
-        before, after = (((e * self._spans.faces + self._phase) // self._k).sum() for e in (epoch, epoch + 1))
+        """Takes of an epoch, at least P."""
+        ends = (epoch * self.passes, (epoch + 1) * self.passes)
+        before, after = (((end * self._spans.faces + self._phase) // self._k).sum() for end in ends)
         return int(after - before)
 
     def rest(self, epoch: int) -> Ints:
         """Faces that each identity has on its tape since the cut before the epoch's end, [l]: below K."""
-        return ((epoch + 1) * self._spans.faces + self._phase) % self._k
+        return ((epoch + 1) * self.passes * self._spans.faces + self._phase) % self._k
 
     def stretch(self, epoch: int, low: int, high: int) -> Stretch:
         """The takes from ``low`` up to ``high`` of an epoch."""
@@ -130,14 +162,21 @@ class Tape:
     def _open(self, epoch: int) -> None:
         if epoch == self._opened:
             return
-        spans, k = self._spans, self._k
-        place = ((epoch * spans.faces + self._phase) % k).astype(np.int32)[spans.labels]
-        place += spans.before
-        place %= k
-        place += spans.rows
-        place //= k
-        self._takes = place
+        spans, first = self._spans, epoch * self.passes
+        self._takes = self._takes_of(first)
+        for further in range(first + 1, first + self.passes):
+            self._takes += self._takes_of(further)
         by_group = np.add.reduceat(self._takes, spans.first_of_group[:-1], dtype=np.int64)
         self._order = seeding.generator(self._seed, "row groups", epoch).permutation(spans.row_groups)
         self._ends = np.cumsum(by_group[self._order])
         self._opened = epoch
+
+    def _takes_of(self, number: int) -> NDArray[np.int32]:
+        """Takes that each span gets in one pass, [s]."""
+        spans, k = self._spans, self._k
+        place = ((number * spans.faces + self._phase) % k).astype(np.int32)[spans.labels]
+        place += spans.before
+        place %= k
+        place += spans.rows
+        place //= k
+        return place

@@ -11,7 +11,8 @@ from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from facerec.alignment import nets, photograph, pyramid
+from facerec import decoding
+from facerec.alignment import nets, pyramid
 from facerec.alignment.detector import Detections, Detector
 from facerec.synthetic import SyntheticConfig, write_collection
 from tests.support.extras import needs_openvino
@@ -31,7 +32,7 @@ def backend(request: pytest.FixtureRequest) -> nets.Backend:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Image]:
     folder = tmp_path_factory.mktemp("drawn")
     write_collection(folder, SyntheticConfig(identities=4, photographs=4))
-    return [photograph.decode(path.read_bytes()) for path in sorted(folder.rglob("*.jpg"))]
+    return [decoding.decode(path.read_bytes()) for path in sorted(folder.rglob("*.jpg"))]
 
 
 def noise(height: int, width: int) -> Image:
@@ -70,7 +71,7 @@ def test_photographs_of_any_size_give_the_references_faces(
         *sorted((photographs_of_people / "pins").rglob("*.jpg"))[::200],
         *sorted((photographs_of_people / "odd" / "compreface_samples").glob("*_[3458].jpg")),
     ]
-    images = [photograph.decode(path.read_bytes()) for path in paths]
+    images = [decoding.decode(path.read_bytes()) for path in paths]
     counts, same, total = agreeing(images, Detector(20, backend=backend).detect_many(images))
     assert counts == len(images)
     assert same >= 0.98 * total

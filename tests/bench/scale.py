@@ -37,7 +37,6 @@ def main() -> None:
         config = AlignConfig(source="memory://", out=folder)
         listing = timed("list", lambda: sources._from_files("memory://photographs", files()))
         photographs = listing.photographs
-        sources.require_trainable(photographs, "memory://")
         missing = timed(
             "find what is missing, of nothing", lambda: ledger.missing(publish.parts(folder), photographs)
         )

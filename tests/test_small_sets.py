@@ -1,0 +1,100 @@
+"""Sets at the small end: enrolment takes anything, training says what it lacks before any work, and the rest runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from facerec.alignment.config import AlignConfig
+from facerec.alignment.pipeline import plan as align_plan
+from facerec.errors import ConfigError, FacerecError, SourceError
+from facerec.training.batches import BatchConfig
+from facerec.training.config import TrainConfig
+from facerec.training.forecast import forecast
+from jobs.pipeline import PipelineConfig, plan
+from tests.support.faces import write_faces
+
+ROOT = Path(__file__).parents[1]
+
+
+def listed(folder: Path, *photographs: int) -> Path:
+    """A folder per person with so many empty files each: what a listing sees, and nothing to decode."""
+    for person, count in enumerate(photographs):
+        (folder / f"person-{person}").mkdir(parents=True)
+        for number in range(count):
+            (folder / f"person-{person}" / f"{number}.jpg").touch()
+    return folder
+
+
+@pytest.mark.parametrize("photographs", [(1,), (3,), (1, 1, 1, 1, 1), (2, 1)])
+def test_alignment_takes_one_person_and_one_photograph_of_each(
+    tmp_path: Path, photographs: tuple[int, ...]
+) -> None:
+    source = listed(tmp_path / "enrolled", *photographs)
+    said = align_plan(AlignConfig(source=str(source), out=str(tmp_path / "faces")))
+    assert said["photographs"] == f"{sum(photographs)} (0 other files ignored)"
+    assert said["identities"] == len(photographs)
+
+
+@pytest.mark.parametrize(
+    "photographs, kind, words",
+    [
+        ((40,), SourceError, "1 identities found; at least 5"),
+        ((9, 9), SourceError, "2 identities found; at least 5"),
+        ((9, 9, 9), SourceError, "3 identities found; at least 5"),
+        (
+            (1, 1, 1, 1, 1),
+            SourceError,
+            r"0 of the 2 identities to train on have 2 photographs.*3 of 5 are held out.*--split\.unseen",
+        ),
+        ((1, 2, 2, 1, 2), SourceError, r"held out|to train on"),
+    ],
+)
+def test_the_pipeline_refuses_before_alignment_what_cannot_be_trained_on_or_scored(
+    tmp_path: Path, photographs: tuple[int, ...], kind: type[FacerecError], words: str
+) -> None:
+    source = listed(tmp_path / "photos", *photographs)
+    with pytest.raises(kind, match=words):
+        plan(PipelineConfig(source=str(source), out=str(tmp_path / "out")))
+
+
+def test_the_demo_refuses_them_in_one_line_before_it_starts_anything(tmp_path: Path) -> None:
+    source = listed(tmp_path / "photos", 9, 9, 9)
+    command = [sys.executable, "jobs/demo.py", "--source", str(source), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("demo: error: 3 identities found; at least 5")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_pipeline_takes_five_people_of_two_photographs(tmp_path: Path) -> None:
+    source = listed(tmp_path / "photos", 2, 2, 2, 2, 2)
+    said = plan(PipelineConfig(source=str(source), out=str(tmp_path / "out")))
+    assert said["align: photographs"] == "10 (0 other files ignored)"
+
+
+def test_the_pipeline_refuses_too_few_people_for_its_batch_and_faces_without_names(tmp_path: Path) -> None:
+    source = str(listed(tmp_path / "photos", 3, 3, 3, 3, 3))
+    train = TrainConfig(batch=BatchConfig(p=8))
+    with pytest.raises(ConfigError, match=r"p is 8 but 2 training identities.*--batch\.p"):
+        plan(PipelineConfig(source=source, out=str(tmp_path / "out"), train=train))
+    with pytest.raises(ConfigError, match=r"--align\.faces subject"):
+        PipelineConfig(source=source, out="out", align=AlignConfig(faces="all"))
+
+
+@pytest.mark.parametrize("people, faces", [(1, 9), (4, 9), (5, 1)])
+def test_the_forecast_refuses_faces_that_are_too_few_with_the_numbers(
+    tmp_path: Path, people: int, faces: int
+) -> None:
+    folder = str(write_faces(tmp_path / "faces", people, faces, side=32).folder)
+    with pytest.raises(SourceError, match=rf"^(0 of the 2|{people}) identities"):
+        forecast(TrainConfig(faces=folder, run=str(tmp_path / "run"), num_workers=0))
+
+
+def test_a_batch_that_nothing_but_single_faces_divide_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"37 x 41 = 1517 faces.*2 to 32.*--batch\.micro_batch"):
+        BatchConfig(p=37, k=41).fit(40)
