@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 SOURCE ?=
 comma := ,
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
-export RAY_AUTH_MODE ?= disabled
 
 .PHONY: demo test test-cluster fuzz attack chaos bench-align bench-hosts bench-cropped bench-learning bench-mining bench-scale bench-schedule bench-train bench-evaluate bench-embed chaos-align chaos-embed chaos-train chaos-hosts check format install clean
 

@@ -7,9 +7,10 @@
     python -m cluster.testbed slow h2 50            50 ms on what it receives; 0 takes it off
     python -m cluster.testbed down
 
-The kernel is all the state there is: a host is its network namespace, and what runs in it is the host's. So no Ray but
-the testbed's own is ever touched, and whatever became of the process that called `up`, `down` finds everything. The
-hosts share the machine's files, but for /tmp and /dev/shm; folders below /tmp that they need are named by --share.
+A host is its network namespace, and the processes in that namespace are the host's. So the testbed touches no Ray but its
+own, and `down` finds everything even if the process that called `up` was killed. Ray requires a token, which `up` draws
+and root alone can read. The hosts share the machine's files except /tmp and /dev/shm; --share names folders below /tmp that
+they need.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -98,8 +100,10 @@ class Testbed:
         self._bridge, self._state = f"{name}-br", Path(f"/run/facerec-{name}")
         folders = {ROOT, Path(sys.prefix).resolve(), *(folder.resolve() for folder in shared)}
         self._shared = ":".join(sorted(str(folder) for folder in folders if folder.is_relative_to("/tmp")))
-        auth = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
-        self._environment = auth | ray_settings() | (environment or {})
+        self.token = self._state / "token"
+        """The file of Ray's token. Hosts are told its path: a command line is visible to every user of the machine."""
+        authentication = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        self._environment = authentication | ray_settings() | (environment or {})
 
     def __enter__(self) -> Testbed:
         self.up()
@@ -117,6 +121,8 @@ class Testbed:
         try:
             (self._state / "tmp").mkdir(parents=True)
             (self._state / "hosts").write_text("127.0.0.1 localhost\n")
+            self.token.touch(mode=0o600)
+            self.token.write_text(secrets.token_hex(32))
             _run("ip", "link", "add", self._bridge, "type", "bridge")
             _run("ip", "address", "add", f"{self.subnet}.254/24", "dev", self._bridge)
             _run("ip", "link", "set", self._bridge, "up")
@@ -176,7 +182,7 @@ class Testbed:
         environment = self._environment | {"RAY_ADDRESS": f"{self.head}:6379"}
         settings = [f"{key}={value}" for key, value in environment.items()]
         enter = ["nsenter", "-t", str(self._init(host)), "-m", "-u", "-i", "-n", "-p"]
-        return [*enter, "env", "-C", os.getcwd(), *settings]
+        return [*enter, "env", "-u", "RAY_AUTH_TOKEN", "-C", os.getcwd(), *settings]
 
     def standing(self) -> list[str]:
         """The hosts that are there, by the kernel's word."""
@@ -229,7 +235,7 @@ class Testbed:
         with (self._state / f"{host}.log").open("wb") as log:
             subprocess.Popen(
                 ["ip", "netns", "exec", self._device(host), *apart, *init, *ray],
-                env=os.environ | self._environment,
+                env={k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"} | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,7 +1,8 @@
 """Joining a Ray cluster, or starting a small one on this machine where there is none.
 
-``ray job submit`` and RAY_ADDRESS lead to the running cluster; otherwise Ray starts here, on loopback, with a
-bounded object store, and ends with the process.
+``ray job submit`` and RAY_ADDRESS lead to a running cluster, whose authentication is the user's to set. Without them Ray
+starts here with a bounded object store and ends with the process. Nobody else can use that Ray: every port listens on
+loopback only, and every call needs a token that is drawn for this session and kept in the environment of its processes.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import contextlib
 import logging
 import os
 import re
+import secrets
+import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray import _raylet
+from ray._private import ray_constants
 
 from facerec import errors
 from facerec.errors import FacerecError
@@ -24,13 +30,17 @@ _alone = threading.Event()
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Rows in flight are small (a part is some tens of MB); Ray's default is 30 % of the machine."""
+WORKERS = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""Environment of workers. DDP advises on every rank, in a long line, against the setting that keeps resumed runs exact."""
+WORKERS_ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Where the workers of a local Ray exchange gradients; by default they listen on the address of the hostname."""
 
 
 @contextlib.contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the length of a job; a session that is open already is used as it is.
+    """Ray for the duration of a job. If this process is connected to Ray already, that connection is used unchanged.
 
-    ``num_cpus`` is what a local Ray may count with; None takes the machine's cores.
+    ``num_cpus`` limits a Ray that is started here; None takes all cores of the machine.
     """
     if ray.is_initialized():
         with _faults():
@@ -39,36 +49,91 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     # Train would log each line that a worker prints once more; the colours are noise in a file.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    # DDP advises on every rank, in a long line, against the setting that keeps resumed runs exact.
-    environment = {"env_vars": {"TORCH_CPP_LOG_LEVEL": "ERROR"}}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, runtime_env=environment)
-    else:
-        # Ray would otherwise turn token auth on and write a token into the home folder. On loopback, for the
-        # length of one process, there is nobody to keep out.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=True,  # on loopback; Ray Train asks its state API whether the controller lives
-            logging_level=logging.WARNING,
-            runtime_env=environment,
-        )
-        _alone.set()
-    _quieten_data()
-    try:
+    with _joined() if os.environ.get("RAY_ADDRESS", "local") not in ("", "local") else _started(num_cpus):
+        _quieten_data()
         with _faults():
             yield
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names, with RAY_AUTH_MODE and the token as the user has set them."""
+    try:
+        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": WORKERS})
+        yield
     finally:
-        _alone.clear()
         ray.shutdown()
 
 
 @contextlib.contextmanager
+def _started(num_cpus: int | None) -> Iterator[None]:
+    """A Ray of this process alone."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        said = os.environ["RAY_AUTH_MODE"]
+        print(f"ray: RAY_AUTH_MODE={said} is ignored: a local Ray always requires a token", file=sys.stderr)
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    with fresh_token(), _on_loopback():
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=True,  # Ray Train asks its state API whether the controller lives
+                logging_level=logging.WARNING,
+                runtime_env={"env_vars": WORKERS | WORKERS_ON_LOOPBACK},
+            )
+            _alone.set()
+            yield
+        finally:
+            _alone.clear()
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def fresh_token() -> Iterator[None]:
+    """Ray in this process and in those that it starts requires a new random token. Restored when the block ends.
+
+    A token or a mode that was set before belongs to a cluster of the user's, and is not used. Ray reads both once per
+    process, so it is told to read them again. Nothing is written to the home folder.
+    """
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    _reread_authentication()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    """The two calls by which Ray itself changes its mode and token (ray._private.authentication)."""
+    raylet: Any = _raylet  # without stubs
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started in the block takes 127.0.0.1 as its node's address, and so binds every port to loopback.
+
+    Ray does so by default on Windows and macOS, where this switch is named after them; ``_node_ip_address`` alone does not
+    do it, as Ray replaces a loopback address by the machine's. tests/test_private_ray.py holds it to ``ss``.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
 def _faults() -> Iterator[None]:
-    """What the user can mend, found by a worker, as the same one line. Of an error Ray Data keeps only the text."""
+    """Raise an error that the user can fix, and that a worker found, as the same one line. Ray Data keeps only its text."""
     try:
         yield
     except FacerecError:
@@ -81,7 +146,7 @@ def _faults() -> Iterator[None]:
 
 
 def alone() -> bool:
-    """Whether ``ray_session`` started Ray here, for this process: nothing will join it."""
+    """Whether ``ray_session`` started Ray here, for this process alone: no node will join it."""
     return _alone.is_set()
 
 

@@ -1,25 +1,29 @@
-"""Fixtures that several rooms share. Ray is started once, small, and with its auth mode said."""
+"""Fixtures that several folders of tests share. Ray is started once, small, and requires a token of this test run."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from cluster.testbed import missing
 
-os.environ["RAY_AUTH_MODE"] = "disabled"
+# Before anything imports Ray, which reads them once.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A Ray of two CPUs on this machine, with a bounded object store."""
+    import ray
+
     ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -1,10 +1,12 @@
-"""What a worker finds reaches the user."""
+"""The session: its token, whose Ray it is, and that an error found by a worker reaches the user."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -55,14 +57,57 @@ def test_a_ray_that_was_there_before_may_be_joined_by_others() -> None:
         assert not alone()
 
 
-def test_a_ray_that_a_job_starts_is_its_own() -> None:
-    """In a process of its own: here Ray may be open."""
-    code = "from facerec.session import *\nwith ray_session(1): print(alone())\nprint(alone())"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+TWICE = """
+import json, os, sys, urllib.error, urllib.request
+import ray
+from facerec.session import alone, ray_session
+
+def status(token):
+    request = urllib.request.Request(f"http://{url}/api/version", headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        return urllib.request.urlopen(request).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+def settings():
+    return [os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")]
+
+before, sessions = settings(), []
+for _ in range(2):
+    with ray_session(1):
+        url = ray.get_runtime_context().worker.node.webui_url
+        mode, token = settings()
+        worked = ray.get(ray.remote(lambda: os.environ["RAY_AUTH_TOKEN"]).remote()) == token
+        sessions.append([alone(), mode, token, worked, status(""), status("0" * 64), status(token)])
+print(json.dumps({"sessions": sessions, "restored": settings() == before and not alone()}))
+"""
+
+
+@pytest.mark.parametrize("given", [{}, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "0" * 64}])
+def test_a_ray_that_a_job_starts_is_its_own_and_requires_a_token_of_its_own(
+    given: dict[str, str], tmp_path: Path
+) -> None:
+    """In a process of its own, with an empty home folder. A token that was set before belongs to another cluster."""
+    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", TWICE],
+        env=environment | {"HOME": str(tmp_path)} | given,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
     )
-    assert done.stdout.split()[-2:] == ["True", "False"]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    tokens = {token for _, _, token, *_ in seen["sessions"]}
+    assert len(tokens) == 2
+    assert all(len(token) == 64 and token not in given.values() for token in tokens)
+    for its_own, mode, _, worked, *statuses in seen["sessions"]:
+        assert (its_own, mode, worked, statuses) == (True, "token", True, [401, 403, 200])
+    assert seen["restored"]
+    assert list(tmp_path.iterdir()) == []
+    assert done.stderr.count("RAY_AUTH_MODE=disabled is ignored") == (2 if given else 0)
+    assert "authentication" not in done.stderr.lower()
 
 
 @pytest.mark.parametrize("resources, one", [({}, False), ({"CPU": 1.0}, True), ({"CPU": 8.0}, False)])

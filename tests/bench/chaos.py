@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.testbed import Testbed, ray_settings
+from facerec.session import fresh_token
 from tests.support.job import Restartable
 from tests.support.nodes import Nodes
 from tests.support.processes import named, nothing_left
@@ -26,11 +27,11 @@ LIMIT_S = 1800.0
 
 @contextlib.contextmanager
 def cluster(count: int) -> Iterator[tuple[Path, Nodes]]:
-    """A folder, and ``count`` nodes of one CPU; nothing is left of both, however the block ends."""
+    """A folder and ``count`` nodes of one CPU. Nothing is left of either, however the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    # A folder of its own, so that no other Ray here is met; short, as Ray's sockets lie below it.
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder), **ray_settings()}
-    with nothing_left(folder):
+    # A folder of its own, so that no other Ray here is met; short, because Ray's sockets are below it.
+    os.environ |= {"RAY_TMPDIR": str(folder), **ray_settings()}
+    with nothing_left(folder), fresh_token():
         nodes = Nodes(count)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in place of Ray's, which drains for 30 s
         yield folder, nodes

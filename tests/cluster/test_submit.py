@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
         for number in range(6)
     ]
     (shared / "list.csv").write_text("\n".join(["uri,identity", *rows, ""]))
-    out, token = shared / "faces", secrets.token_hex(16)
+    out = shared / "faces"
     align = [
         sys.executable,
         "jobs/align.py",
@@ -36,12 +35,7 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
         "--part",
         "20",
     ]
-    with Testbed(
-        hosts=1,
-        name="locked",
-        shared=(shared,),
-        environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
-    ) as testbed:
+    with Testbed(hosts=1, name="locked", shared=(shared,)) as testbed:
         refused = submit(testbed, "stranger", [*align, "--dry-run"], RAY_AUTH_TOKEN="another")
         assert refused.returncode != 0
         assert "token" in (refused.stdout + refused.stderr).lower()
@@ -49,7 +43,7 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
         planned = submit(testbed, "planned", [*align, "--dry-run"])
         assert planned.returncode == 0, planned.stdout + planned.stderr
         assert "align: to align     600 photographs in 30 parts of up to 20" in planned.stdout
-        assert token not in planned.stdout + planned.stderr
+        assert testbed.token.read_text() not in planned.stdout + planned.stderr
         assert not out.exists()
 
         assert submit(testbed, "stopped", align, "--no-wait").returncode == 0

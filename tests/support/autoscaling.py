@@ -1,4 +1,4 @@
-"""Ray's own autoscaler over its fake provider: nodes are raylets on this machine that come and go as jobs ask for them."""
+"""Ray's own autoscaler with its fake provider: nodes are raylets on this machine that come and go as jobs need them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Autoscaled:
     """A head without CPUs, and from none to ``most`` nodes of one CPU. Its processes are ours: nothing_left ends them."""
 
     def __init__(self, folder: Path, most: int) -> None:
-        """Everything of Ray's lies below ``folder``, a short path."""
+        """All files of Ray are below ``folder``, a short path. Ray requires the token in this process's environment."""
         self.address = f"127.0.0.1:{_free_port()}"
         self._log, self._curve = folder / "ray.log", folder / "curve.txt"
         node = {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "node_config": {}}
@@ -61,7 +61,7 @@ class Autoscaled:
             **{name: [] for name in EMPTY},
         }
         (folder / "autoscaler.json").write_text(json.dumps(config))
-        self.environment = {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", **ray_settings()}
+        self.environment = {"RAY_TMPDIR": str(folder), **ray_settings()}
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"]
         command += ["--node-ip-address=127.0.0.1", f"--port={self.address.rpartition(':')[2]}"]
         command += ["--object-store-memory=100000000", "--disable-usage-stats", "--dashboard-port=0"]
