@@ -31,6 +31,9 @@ class DatasetError(FacerecError):
 class StorageError(FacerecError):
     """S3 refuses: credentials, bucket, endpoint, permission; or it did not answer after all attempts. Or a disk is full."""
 
+    code = ""
+    """The code by which S3 refused, in lower case and without underscores: "accessdenied"; empty elsewhere."""
+
 
 class MismatchError(FacerecError):
     """Two artifacts do not belong together."""

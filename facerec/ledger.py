@@ -132,6 +132,7 @@ def _without_duplicates(rows: pa.Table, photographs: pa.Table) -> tuple[pa.Table
         "level": pc.if_else(again_lost, "image", rejects["level"]),
         "source_uri": uris.take(rejects["photograph"]),
         "identity": rejects["identity"],
+        "source_version": photographs["source_version"].take(rejects["photograph"]),
         "reason": pc.if_else(again_lost, "duplicate", rejects["reason"]),
         "detail": pc.if_else(again_lost, same, rejects["detail"]),
     }

@@ -1,9 +1,11 @@
-"""Which photographs there are: what is one, what tells it from all others, and a digest of a whole list of them."""
+"""Which photographs there are: what a photograph is, its key, its version, and a digest of a whole list of them."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,14 +24,35 @@ def canonical(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
+def as_table(
+    uris: Sequence[str] | pa.Array,
+    identities: Sequence[str | None] | pa.Array,
+    versions: Sequence[str | None] | pa.Array | None = None,
+) -> pa.Table:
+    """schema.PHOTOGRAPHS rows; without versions they are null."""
+    known = pa.nulls(len(uris), pa.string()) if versions is None else versions
+    return pa.table([uris, identities, known], schema=schema.PHOTOGRAPHS)
+
+
+def file_version(status: os.stat_result) -> str:
+    """The version of a local file: its size and its modification time in nanoseconds.
+
+    A file that was replaced by one of the same size and the same modification time has the same version.
+    """
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
 def keys(photographs: pa.Table) -> pa.ChunkedArray:
-    """One string a photograph that tells it from all others: the same file may be listed under two identities."""
-    columns = photographs["source_uri"], photographs["identity"]
+    """One string per photograph, equal for equal schema.PHOTOGRAPHS rows.
+
+    The same file may be listed under two identities, and another content under the same URI is another photograph.
+    """
+    columns = [photographs[name] for name in schema.PHOTOGRAPHS.names]
     return pc.binary_join_element_wise(*columns, "\x1f", null_handling="replace", null_replacement="\x1f")
 
 
 def in_order(photographs: pa.Table) -> pa.Table:
-    """schema.PHOTOGRAPHS rows as listings hold them: by URI, then by identity."""
+    """schema.PHOTOGRAPHS rows as listings hold them: sorted by URI, then identity, then version."""
     return photographs.sort_by([(name, "ascending") for name in schema.PHOTOGRAPHS.names]).combine_chunks()
 
 

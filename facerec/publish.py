@@ -39,7 +39,7 @@ def claim(folder: str, settings: dict[str, Any], flag: str) -> None:
     write is none.
     """
     if not claimed(folder, settings, flag):
-        storage.write_json(storage.join(folder, "claim.json"), settings)
+        storage.write_json(storage.join(folder, "claim.json"), settings | {"schema_version": schema.VERSION})
 
 
 def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:
@@ -47,6 +47,11 @@ def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:
     uri = storage.join(folder, "claim.json")
     if storage.exists(uri):
         theirs = storage.read_json(uri)
+        if (version := theirs.pop("schema_version", 1)) != schema.VERSION:
+            raise MismatchError(
+                f"{folder} was begun by another version of facerec: its rows have schema version {version}, and this "
+                f"version writes {schema.VERSION}; choose another {flag}, or remove the folder"
+            )
         differing = [
             key for key in sorted(settings.keys() | theirs.keys()) if settings.get(key) != theirs.get(key)
         ]
@@ -111,7 +116,8 @@ def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Da
     manifest = storage.read_json(uri)
     if manifest.get("schema_version") != schema.VERSION:
         raise DatasetError(
-            f"{uri} has schema version {manifest.get('schema_version')}; this code reads {schema.VERSION}"
+            f"{uri} has schema version {manifest.get('schema_version')}, and this version of facerec reads {schema.VERSION}; "
+            f"run {made_by} into a new folder"
         )
     return Dataset(folder, manifest)
 

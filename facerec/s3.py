@@ -22,7 +22,11 @@ from facerec.errors import ConfigError, StorageError
 ATTEMPTS = 10
 """Times that S3 is asked, over about a minute, before a request has failed."""
 CONNECT_SECONDS, READ_SECONDS = 5, 30
+CONNECTIONS = 32
+"""Requests at the same time, by as many threads."""
 
+_OF_ONE_OBJECT = ("403", "404", "accessdenied", "nosuchkey")
+"""HEAD answers have no text, and so no code but the number."""
 _UNREACHABLE = "nothing answers at the endpoint; correct AWS_ENDPOINT_URL or mend the network"
 _ELSEWHERE = "the bucket lies in another region; set AWS_REGION to its own"
 _MISNAMED = "correct the bucket's name"
@@ -88,7 +92,26 @@ def refusals(uri: str) -> Iterator[None]:
 def _refused(uri: str, code: str, said: str) -> StorageError:
     key = code.replace("_", "").lower().removesuffix("error")
     remedy = REMEDIES.get(key, "the same command goes on from here once S3 answers")
-    return StorageError(f"{uri}: {code} from S3 ({' '.join(said.split())[:200]}); {remedy}")
+    refused = StorageError(f"{uri}: {code} from S3 ({' '.join(said.split())[:200]}); {remedy}")
+    refused.code = key
+    return refused
+
+
+def etag(uri: str) -> str | None:
+    """The ETag of an object, which changes with its content; None if it is not there or its access is denied."""
+    bucket, key = bucket_and_key(uri)
+    try:
+        with refusals(uri):
+            return etag_of(client().head_object(Bucket=bucket, Key=key))
+    except StorageError as error:
+        if error.code in _OF_ONE_OBJECT:
+            return None
+        raise
+
+
+def etag_of(said: dict[str, Any]) -> str:
+    """The ETag in an answer of boto3, without its quotation marks."""
+    return str(said["ETag"]).strip('"')
 
 
 @functools.cache
@@ -98,6 +121,7 @@ def client(attempts: int = ATTEMPTS) -> Any:
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
+        max_pool_connections=CONNECTIONS,
         s3={"addressing_style": "path" if _endpoint() else "auto"},  # as Arrow does
     )
     return boto3.Session().client("s3", config=config)

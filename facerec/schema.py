@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from facerec.errors import MismatchError
 
-VERSION = 1
+VERSION = 2
 """Raised when a reader of the old rows could misread the new ones."""
 
 EMBEDDING_DIM = 128
@@ -22,14 +22,22 @@ _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _BOX = pa.list_(pa.float32(), 4)
 _HUGGINGFACE = json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})
 
-PHOTOGRAPHS = pa.schema([("source_uri", pa.string()), ("identity", pa.string())])
-"""What a source lists. ``identity`` is null for collections without names."""
+PHOTOGRAPHS = pa.schema(
+    [("source_uri", pa.string()), ("identity", pa.string()), ("source_version", pa.string())]
+)
+"""What a source lists, and the key of a photograph: it is aligned again if any of the three differs.
+
+``identity`` is null for collections without names. ``source_version`` changes with the content: size and modification
+time of a local file, the ETag of an S3 object, or what the manifest's column ``version`` says; null if the photograph
+was not there when it was listed.
+"""
 
 _FACE_FIELDS = [
     pa.field("face_id", pa.string()),  # blake2b-128 hex of (source bytes, identity, face index)
     pa.field("identity", pa.string()),
     pa.field("image", _IMAGE),  # aligned RGB JPEG q95 4:4:4
     pa.field("source_uri", pa.string()),
+    pa.field("source_version", pa.string()),  # as in PHOTOGRAPHS
     pa.field("box", _BOX),  # x0, y0, x1, y1 in pixels of the upright photograph
     pa.field(
         "landmarks", pa.list_(pa.float32(), 10)
@@ -47,6 +55,7 @@ REJECTS = pa.schema(
         ("level", pa.string()),  # image or face
         ("source_uri", pa.string()),
         ("identity", pa.string()),
+        ("source_version", pa.string()),  # as in PHOTOGRAPHS
         ("reason", pa.string()),  # one of REASONS
         ("detail", pa.string()),
     ]
@@ -85,6 +94,7 @@ EMBEDDINGS = pa.schema(
         ("face_id", pa.string()),
         ("identity", pa.string()),
         ("source_uri", pa.string()),
+        ("source_version", pa.string()),  # as in PHOTOGRAPHS
         ("phash", pa.int64()),
         ("box", _BOX),
         ("confidence", pa.float32()),

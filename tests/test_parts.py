@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from facerec import publish, schema, storage
+from facerec.errors import DatasetError, MismatchError
 from tests.support.aligner import FakeAligner, listing
 
 
@@ -48,3 +49,13 @@ def test_a_claim_that_was_killed_half_written_can_be_made_again(tmp_path: Path) 
     (tmp_path / "claim.json.0123abcd.tmp").write_text("{")
     publish.claim(str(tmp_path), {"seed": 1}, "--out")
     assert publish.claimed(str(tmp_path), {"seed": 1}, "--out")
+
+
+def test_a_folder_of_another_schema_version_is_one_line(tmp_path: Path) -> None:
+    """Parts of version 1 have no source_version, so none of them may be taken for finished work."""
+    (tmp_path / "claim.json").write_text('{"seed": 1}')
+    with pytest.raises(MismatchError, match=r"schema version 1.* 2; choose another --out"):
+        publish.claimed(str(tmp_path), {"seed": 1}, "--out")
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1}')
+    with pytest.raises(DatasetError, match=r"schema version 1.* 2; run jobs/align.py into a new folder"):
+        publish.open_dataset(str(tmp_path), "jobs/align.py")

@@ -57,11 +57,17 @@ def test_photographs_are_listed_from_s3_a_folder_a_person(bucket: str) -> None:
     for name in ("photos/Ada/1.jpg", "photos/Bo B/x/2.png", "photos/notes.txt", "elsewhere/3.jpg"):
         storage.write_bytes(f"{bucket}/{name}", b"x")
     listing = sources.list_photographs(f"{bucket}/photos/")
-    assert listing.photographs.to_pylist() == [
-        {"source_uri": f"{bucket}/photos/Ada/1.jpg", "identity": "Ada"},
-        {"source_uri": f"{bucket}/photos/Bo B/x/2.png", "identity": "Bo B"},
+    etag = hashlib.md5(b"x").hexdigest()
+    wanted = [
+        {"source_uri": f"{bucket}/photos/Ada/1.jpg", "identity": "Ada", "source_version": etag},
+        {"source_uri": f"{bucket}/photos/Bo B/x/2.png", "identity": "Bo B", "source_version": etag},
     ]
+    assert listing.photographs.to_pylist() == wanted
     assert listing.ignored == 1
+    names = "".join(f"photos/{name},Ada\n" for name in ("Ada/1.jpg", "Bo B/x/2.png", "gone.jpg"))
+    storage.write_bytes(f"{bucket}/list.csv", f"uri,identity\n{names}".encode())
+    listed = sources.list_photographs(f"{bucket}/list.csv").photographs
+    assert listed["source_version"].to_pylist() == [etag, etag, None]
 
 
 def test_keys_of_any_letters_are_listed_and_read_back(bucket: str) -> None:

@@ -22,6 +22,7 @@ from facerec.alignment.subject import choose_subject
 from facerec.decoding import Rejected, decode, opened
 from facerec.models.images import decode_jpeg
 from facerec.phash import perceptual_hash
+from facerec.photographs import as_table
 
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 BATCH_PIXELS = 4_000_000
@@ -122,9 +123,9 @@ def aligned_faces(uri: str) -> NDArray[np.uint8]:
 
     For a notebook: a detector is made for each call. A photograph that cannot be read has no faces.
     """
-    photograph = pa.table([[storage.absolute(uri)], pa.nulls(1, pa.string())], schema=schema.PHOTOGRAPHS)
-    rows = Aligner(AlignConfig(faces="all", detection=EVERY_FACE))(photograph).to_pylist()
-    faces = [decode_jpeg(row["image"]["bytes"]) for row in rows if row["face_id"]]
+    photograph = as_table([storage.absolute(uri)], [None])
+    found = Aligner(AlignConfig(faces="all", detection=EVERY_FACE))(photograph).to_pylist()
+    faces = [decode_jpeg(row["image"]["bytes"]) for row in found if row["face_id"]]
     return np.array(faces, np.uint8).reshape(-1, schema.FACE_SIDE, schema.FACE_SIDE, 3)
 
 

@@ -21,6 +21,7 @@ from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
 from facerec.alignment.sources import Listing
 from facerec.errors import ConfigError
+from facerec.photographs import in_order
 from facerec.progress import Progress
 from facerec.session import on_whole_blocks
 from facerec.telemetry import Prometheus
@@ -92,9 +93,10 @@ def listed(config: AlignConfig) -> Listing:
 
 def _without_names(listing: Listing) -> Listing:
     """Each photograph once: a name belongs to a photograph's subject, not to all its faces."""
-    uris = listing.photographs["source_uri"].unique()
-    nobody = pa.nulls(len(uris), pa.string())
-    return replace(listing, photographs=pa.table([uris, nobody], schema=schema.PHOTOGRAPHS))
+    table = listing.photographs
+    ours = table.set_column(1, schema.PHOTOGRAPHS.field("identity"), pa.nulls(table.num_rows, pa.string()))
+    once = ours.group_by(schema.PHOTOGRAPHS.names).aggregate([]).cast(schema.PHOTOGRAPHS)
+    return replace(listing, photographs=in_order(once))
 
 
 def written_parts(

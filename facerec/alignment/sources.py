@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from facerec import s3, schema, storage
 from facerec.errors import SourceError
-from facerec.photographs import in_order
+from facerec.photographs import as_table, file_version, in_order
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -41,12 +42,17 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 AS_TEXT = pa.csv.ConvertOptions(
-    column_types={"uri": pa.string(), "identity": pa.string()}, strings_can_be_null=True, null_values=[""]
+    column_types=dict.fromkeys(("uri", "identity", "version"), pa.string()),
+    strings_can_be_null=True,
+    null_values=[""],
 )
 """An identity of 007 is no number, and an empty one is none."""
 
 BATCH = 65_536
 """Files that are Python strings at once while a folder is listed."""
+
+File = tuple[str, str | None]
+"""A file below a source's root, and its version."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,32 @@ def _from_manifest(uri: str) -> Listing:
         s3.bucket_and_key(f"s3://{address}/")  # refuses credentials, which would go into every row
     whole = pc.match_substring_regex(uris, "^(s3:/)?/")
     below = pc.binary_join_element_wise(uri.rsplit("/", 1)[0], uris, "/")
-    photographs = pa.table([pc.if_else(whole, uris, below), names], schema=schema.PHOTOGRAPHS)
-    return _listing(photographs.group_by(schema.PHOTOGRAPHS.names).aggregate([]), ignored=0)
+    uris = pc.if_else(whole, uris, below)
+    versions = table["version"].cast(pa.string()) if "version" in table.column_names else _versions(uris)
+    photographs = as_table(uris, names, versions).group_by(schema.PHOTOGRAPHS.names).aggregate([])
+    addresses, identities = photographs["source_uri"], pc.fill_null(photographs["identity"], "\x1f")
+    if len(pc.binary_join_element_wise(addresses, identities, "\x1f").unique()) < photographs.num_rows:
+        raise SourceError(
+            f"{uri} lists a photograph in two versions; give each uri one value in the column version"
+        )
+    return _listing(photographs.cast(schema.PHOTOGRAPHS), ignored=0)
+
+
+def _versions(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The version of each photograph of a manifest; null where it is not there."""
+    found = []
+    with ThreadPoolExecutor(s3.CONNECTIONS) as pool:
+        for at in range(0, len(uris), BATCH):
+            some = uris.slice(at, BATCH).to_pylist()
+            found.append(pa.array(pool.map(_version, some), pa.string()))
+    return pa.chunked_array(found, pa.string())
+
+
+def _version(uri: str) -> str | None:
+    try:
+        return s3.etag(uri) if storage.is_s3(uri) else file_version(os.stat(uri))
+    except (FileNotFoundError, PermissionError):
+        return None
 
 
 def _from_folder(root: str) -> Listing:
@@ -107,15 +137,15 @@ def _from_folder(root: str) -> Listing:
     return _from_files(root, _walk_s3(root) if storage.is_s3(root) else _walk(root))
 
 
-def _from_files(root: str, files: Iterator[str]) -> Listing:
+def _from_files(root: str, files: Iterator[File]) -> Listing:
     """The images among files below the root; a million of them are never a million Python objects at once."""
     ignored, batches = 0, [schema.PHOTOGRAPHS.empty_table()]
     while some := list(islice(files, BATCH)):
-        images = [name for name in some if _is_image(name)]
+        images = [(name, version) for name, version in some if _is_image(name)]
         ignored += len(some) - len(images)
-        identities = [name.split("/", 1)[0] if "/" in name else None for name in images]
-        uris = [storage.join(root, name) for name in images]
-        batches.append(pa.table([uris, identities], schema=schema.PHOTOGRAPHS))
+        identities = [name.split("/", 1)[0] if "/" in name else None for name, _ in images]
+        uris = [storage.join(root, name) for name, _ in images]
+        batches.append(as_table(uris, identities, [version for _, version in images]))
     return _listing(pa.concat_tables(batches), ignored)
 
 
@@ -124,8 +154,8 @@ def _is_image(relative: str) -> bool:
     return not hidden and os.path.splitext(relative)[1].lower() in IMAGE_SUFFIXES
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Relative paths of all files; folders behind links are followed once, so a loop of links ends.
+def _walk(root: str) -> Iterator[File]:
+    """All files by their paths relative to the root; folders behind links are followed once, so a loop of links ends.
 
     A name that is no UTF-8, which no Arrow string can hold, comes escaped: it cannot be read, but is counted.
     """
@@ -136,7 +166,8 @@ def _walk(root: str) -> Iterator[str]:
         below = os.path.relpath(folder, root)
         for name in files:
             path = name if below == "." else f"{below}/{name}"
-            yield os.fsencode(path).decode("utf-8", "backslashreplace")
+            version = _version(f"{folder}/{name}") if _is_image(path) else None
+            yield os.fsencode(path).decode("utf-8", "backslashreplace"), version
 
 
 def _refuse(error: OSError) -> None:
@@ -145,7 +176,7 @@ def _refuse(error: OSError) -> None:
     )
 
 
-def _walk_s3(root: str) -> Iterator[str]:
+def _walk_s3(root: str) -> Iterator[File]:
     """Keys below the root, a thousand a request. boto3 gives them as they are; Arrow would not (line ends)."""
     bucket, prefix = s3.bucket_and_key(root)
     prefix = prefix and prefix + "/"
@@ -154,7 +185,7 @@ def _walk_s3(root: str) -> Iterator[str]:
         for page in pages:
             for entry in page.get("Contents", []):
                 if not entry["Key"].endswith("/"):
-                    yield entry["Key"].removeprefix(prefix)
+                    yield entry["Key"].removeprefix(prefix), s3.etag_of(entry)
 
 
 def _listing(photographs: pa.Table, ignored: int) -> Listing:

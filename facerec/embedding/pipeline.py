@@ -32,7 +32,9 @@ from facerec.errors import DatasetError
 from facerec.session import on_whole_blocks
 from facerec.telemetry import Prometheus
 
-COLUMNS = ["face_id", "identity", "image", "source_uri", "phash", "box", "confidence"]
+COLUMNS = [*schema.PHOTOGRAPHS.names, "face_id", "image", "phash", "box", "confidence"]
+ADDRESS = ["source_uri", "source_version"]
+"""Columns of a vector that may change while its face stays the same, as when a photograph is moved or touched."""
 PART = 512
 """Faces a part, the unit of work that a kill can lose."""
 
@@ -174,8 +176,10 @@ def _publish(
     held = Held.read(publish.parts(out))
     column = schema.EMBEDDINGS.get_field_index("faces_generation")
     files = []
-    for number, ids in enumerate(shards.values()):
+    for number, (uri, ids) in enumerate(shards.items()):
         rows = held.gather(ids)
+        for name, values in zip(ADDRESS, storage.read_table(uri, ADDRESS), strict=True):
+            rows = rows.set_column(rows.column_names.index(name), name, values)
         made_of = pa.array(
             [faces.generation] * rows.num_rows, pa.int32()
         )  # older parts name the one they saw

@@ -15,6 +15,7 @@ from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig, DetectionConfig
 from facerec.alignment.pipeline import align_source
 from facerec.errors import MismatchError
+from facerec.photographs import as_table
 from facerec.progress import Progress, duration
 from facerec.synthetic import render
 from tests.alignment.test_alignment import touch
@@ -22,7 +23,7 @@ from tests.support.gauges import documented
 
 
 def listed(*paths: Path) -> pa.Table:
-    return pa.table([[str(path) for path in paths], ["Ada"] * len(paths)], schema=schema.PHOTOGRAPHS)
+    return as_table([str(path) for path in paths], ["Ada"] * len(paths))
 
 
 def two_faces(path: Path) -> Path:

@@ -37,10 +37,29 @@ def test_the_first_folder_is_the_identity_at_any_depth_and_other_files_are_count
 
 
 def test_a_manifest_names_photographs_relative_to_itself(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("uri,identity\na/1.jpg,007\ns3://bucket/2.jpg,\n")
+    (tmp_path / "list.csv").write_text("uri,identity,version\na/1.jpg,007,1\ns3://bucket/2.jpg,,\n")
     rows = sources.list_photographs(str(tmp_path / "list.csv")).photographs.to_pylist()
-    assert rows[0] == {"source_uri": str(tmp_path / "a/1.jpg"), "identity": "007"}
-    assert rows[1] == {"source_uri": "s3://bucket/2.jpg", "identity": None}
+    assert rows[0] == {"source_uri": str(tmp_path / "a/1.jpg"), "identity": "007", "source_version": "1"}
+    assert rows[1] == {"source_uri": "s3://bucket/2.jpg", "identity": None, "source_version": None}
+
+
+def test_the_version_of_a_photograph_is_size_and_time_or_what_the_manifest_says(tmp_path: Path) -> None:
+    touch(tmp_path, "Ada/1.jpg")
+    found = (tmp_path / "Ada/1.jpg").stat()
+    wanted = f"{found.st_size}-{found.st_mtime_ns}"
+    (tmp_path / "list.csv").write_text("uri,identity\nAda/1.jpg,Ada\nAda/2.jpg,Ada\n")
+    assert versions(tmp_path) == [wanted]
+    assert versions(tmp_path / "list.csv") == [wanted, None]
+    (tmp_path / "list.csv").write_text("uri,identity,version\nAda/1.jpg,Ada,007\nAda/2.jpg,Ada,\n")
+    assert versions(tmp_path / "list.csv") == ["007", None]
+    (tmp_path / "list.csv").write_text("uri,identity,version\n1.jpg,Ada,1\n1.jpg,Ada,2\n")
+    with pytest.raises(SourceError, match="in two versions"):
+        versions(tmp_path / "list.csv")
+
+
+def versions(source: Path) -> list[str | None]:
+    found: list[str | None] = sources.list_photographs(str(source)).photographs["source_version"].to_pylist()
+    return found
 
 
 def test_links_that_loop_end(tmp_path: Path) -> None:

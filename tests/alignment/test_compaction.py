@@ -15,6 +15,7 @@ from facerec import ledger, publish, schema, storage
 from facerec.alignment import compaction
 from facerec.alignment.sources import Listing
 from facerec.errors import DatasetError
+from facerec.photographs import as_table
 from facerec.session import ray_session
 from tests.support.aligner import FakeAligner, listing, write_parts
 
@@ -99,7 +100,7 @@ def test_copies_are_rejects_and_bytes_of_two_people_are_conflicts(tmp_path: Path
         (names[0].replace("memory://", "memory://a/"), rows[0][1]),
         (names[1].replace("memory://", "memory://z/"), "Zoe"),
     ]
-    table = pa.table(list(zip(*sorted(rows), strict=True)), schema=schema.PHOTOGRAPHS)
+    table = as_table(*map(list, zip(*sorted(rows), strict=True)))
     dataset = compacted(tmp_path, Listing(table, 0), part=4)
     (reject,) = dataset.read("rejects").to_pylist()
     assert reject["source_uri"] == names[0]
@@ -124,7 +125,7 @@ def test_a_photograph_in_two_parts_counts_once(
 def test_what_is_missing_is_told_by_uri_and_identity(tmp_path: Path) -> None:
     """The same file under two names, and under none, is three photographs."""
     uris, names = ["m://1.jpg"] * 3 + ["m://2.jpg"], ["Ada", "Bo", None, "Ada"]
-    photographs = pa.table([uris, names], schema=schema.PHOTOGRAPHS)
+    photographs = as_table(uris, names)
     assert ledger.missing(publish.parts(str(tmp_path)), photographs).equals(photographs)
     write_parts(tmp_path, photographs.take([0, 2]), 1, FakeAligner())
     assert ledger.missing(publish.parts(str(tmp_path)), photographs)["identity"].to_pylist() == ["Bo", "Ada"]

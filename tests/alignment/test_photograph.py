@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from facerec import decoding, schema, synthetic
+from facerec import decoding, synthetic
 from facerec.alignment import sources
 from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
 from facerec.alignment.detector import Detector
 from facerec.errors import SourceError
+from facerec.photographs import as_table
 from tests.bench import fuzz
 
 ORIENTATIONS = range(1, 9)
@@ -164,9 +164,7 @@ def aligner() -> Aligner:
 
 
 def align(aligner: Aligner, paths: list[str]) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = aligner(
-        pa.table([paths, ["x"] * len(paths)], schema.PHOTOGRAPHS)
-    ).to_pylist()
+    rows: list[dict[str, object]] = aligner(as_table(paths, ["x"] * len(paths))).to_pylist()
     return rows
 
 

@@ -24,12 +24,13 @@ import torch
 from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 
-from facerec import publish, schema
+from facerec import publish
 from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
 from facerec.alignment.detector import Detections, Detector
 from facerec.alignment.pipeline import written_parts
 from facerec.decoding import decode
+from facerec.photographs import as_table
 from facerec.session import ray_session
 from tests.bench.targets import Row, conclude
 
@@ -152,7 +153,7 @@ def _overhead(data: Path) -> list[Row]:
     medium = [str(path) for path in sorted((data / "odd/compreface_samples").iterdir()) if _is_medium(path)]
     uris = (medium * PHOTOGRAPHS)[:PHOTOGRAPHS]
     names = [f"nobody {number}" for number in range(len(uris))]  # of equal parts one would be made
-    photographs = pa.table([uris, names], schema=schema.PHOTOGRAPHS)
+    photographs = as_table(uris, names)
     rates: dict[str, list[float]] = {"pool": [], "ray": []}
     starts: dict[str, list[float]] = {"pool": [], "ray": []}
     with ray_session(PROCESSES):

@@ -17,19 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from facerec import publish, schema
+from facerec import publish
 from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import EVERY_FACE, AlignConfig
 from facerec.models.embedder import INCEPTION, Embedder, ModelConfig, build
 from facerec.models.format import load_model, save_model
 from facerec.models.images import decode_jpeg, to_input
 from facerec.models.inference import load_embedder
+from facerec.photographs import as_table
 from facerec.schema import Preprocessing
 from tests.bench.targets import Row, conclude
 from tests.support.processes import descendants
@@ -61,7 +61,7 @@ def _faces(pins: Path) -> Images:
     """Aligned faces [PEOPLE x EACH, 224, 224, 3], person by person."""
     people = sorted(pins.iterdir())[:PEOPLE]
     uris = [str(path) for person in people for path in sorted(person.iterdir())[:EACH]]
-    photographs = pa.table([uris, ["x"] * len(uris)], schema=schema.PHOTOGRAPHS)
+    photographs = as_table(uris, ["x"] * len(uris))
     rows = Aligner(AlignConfig())(photographs).to_pylist()
     return np.stack([decode_jpeg(row["image"]["bytes"]) for row in rows if row["face_id"]])
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from facerec import schema, synthetic
 from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
+from facerec.photographs import as_table
 from tests.bench.targets import Row, conclude, megabytes
 
 PART = 25
@@ -98,7 +98,7 @@ def child(first: int, count: int, part: int) -> None:
                 path.write_bytes(damaged(int(path.stem)))
             _, most = resource.getrlimit(resource.RLIMIT_CPU)
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + SECONDS, most))
-            rows = aligner(pa.table([[str(path) for path in paths], ["x"] * len(paths)], schema.PHOTOGRAPHS))
+            rows = aligner(as_table([str(path) for path in paths], ["x"] * len(paths)))
             for path in paths:
                 path.unlink()
             reasons = [reason or "face" for reason in rows["reason"].to_pylist()]

@@ -64,11 +64,12 @@ def main() -> None:
     conclude("bench-scale", rows, [f"{PEOPLE:,} people of {EACH} photographs, parts of {config.part}"])
 
 
-def files() -> Iterator[str]:
-    """Names as a walk through folders gives them."""
+def files() -> Iterator[sources.File]:
+    """Names and versions as a walk through folders gives them."""
     for person in range(PEOPLE):
         for number in range(EACH):
-            yield f"person-{person:06d}/photograph {number:04d} of person {person:06d}.jpg"
+            name = f"person-{person:06d}/photograph {number:04d} of person {person:06d}.jpg"
+            yield name, f"{100_000 + number}-17{person:017d}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from facerec import publish, schema, storage
 from facerec.alignment.aligner import Aligner, aligned_faces
@@ -27,7 +29,7 @@ from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import save_model
 from facerec.models.inference import load_embedder
 from facerec.schema import Preprocessing
-from facerec.synthetic import SyntheticConfig, write_collection
+from facerec.synthetic import SyntheticConfig, render, write_collection
 from tests.support.gauges import documented, gauges_of
 from tests.support.processes import kill_once
 
@@ -132,6 +134,37 @@ def test_photographs_added_later_are_the_only_ones_embedded_and_are_a_new_genera
     assert second.manifest["core_seconds"] > first.manifest["core_seconds"]
     embed_photographs(brought(source), config(tmp_path))
     assert "finished already" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("through", ["photos", "faces"])
+def test_a_replaced_photograph_gets_a_new_vector_and_a_deleted_one_has_none(
+    tmp_path: Path, source: Path, through: str
+) -> None:
+    """Both ways, against a fresh run over the changed photographs."""
+
+    def embedded(out: str) -> pa.Table:
+        if through == "photos":
+            return embed_photographs(brought(source), config(tmp_path, out)).read("embeddings")
+        faces = f"{tmp_path}/{out}-faces"
+        align_source(AlignConfig(source=str(source), out=faces, faces="all", detection=EVERY_FACE))
+        return embed_faces(replace(config(tmp_path, out), faces=faces)).read("embeddings")
+
+    *_, first, second, third = sorted(source.glob("*/*.jpg"))[:5]
+    before = embedded("out")
+    Image.fromarray(render(99, 0)).save(first)
+    second.unlink()
+    os.utime(third, (1, 1))
+    after, fresh = embedded("out"), embedded("fresh")
+    assert str(second) in before["source_uri"].to_pylist()
+    assert str(second) not in after["source_uri"].to_pylist()
+    columns = ["face_id", "source_uri", "source_version"]
+    order = [(name, "ascending") for name in columns]
+    assert after.select(columns).sort_by(order).equals(fresh.select(columns).sort_by(order))
+    np.testing.assert_allclose(vectors(after), vectors(fresh), atol=1e-5)
+    held = {row["source_uri"]: row["embedding"] for row in before.to_pylist()}
+    now = {row["source_uri"]: row["embedding"] for row in after.to_pylist()}
+    assert np.dot(held[str(first)], now[str(first)]) < 0.999
 
 
 @pytest.mark.usefixtures("ray_local")

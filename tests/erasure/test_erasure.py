@@ -25,6 +25,7 @@ from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.gallery import Inputs, read_seen
 from facerec.models.embedder import ModelConfig
 from facerec.naming.pipeline import IdentifyConfig, identify
+from facerec.photographs import as_table
 from facerec.schema import Preprocessing
 from facerec.svm import save_svm
 from facerec.training.batches import BatchConfig
@@ -49,7 +50,7 @@ def photographs() -> Listing:
     first = _faces_of(Listing(table, 0), ANN)[0].rsplit("/", 1)[-1]
     rows += [(f"memory://Zoe/{first}", "Zoe"), (f"memory://copies/{first}", ANN)]
     rows += [(f"memory://Zoe/{at}.jpg", "Zoe") for at in range(10)]
-    return Listing(pa.table(list(zip(*sorted(rows), strict=True)), schema=schema.PHOTOGRAPHS), 3)
+    return Listing(as_table(*map(list, zip(*sorted(rows), strict=True))), 3)
 
 
 def _faces_of(photographs: Listing, name: str) -> list[str]:

@@ -29,6 +29,7 @@ def write_embeddings(
         "face_id": [f"{folder.name}-{at}" for at in range(count)],
         "identity": pa.array(names, pa.string()),
         "source_uri": [f"/photos/{name}/{at}.jpg" for at, name in enumerate(names)],
+        "source_version": ["1"] * count,
         "phash": range(count),
         "box": [[0.0, 0.0, 9.0, 9.0]] * count,
         "confidence": [0.9] * count,

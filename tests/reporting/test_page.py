@@ -60,6 +60,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> page.ReportConfig:
         "face_id": table["face_id"],
         "identity": names.tolist(),
         "source_uri": table["source_uri"],
+        "source_version": ["1"] * len(names),
         "phash": [0] * len(names),
         "box": [[0.0] * 4] * len(names),
         "confidence": [1.0] * len(names),

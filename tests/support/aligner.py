@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from facerec import publish, schema
 from facerec.alignment.sources import Listing
+from facerec.photographs import as_table
 
 
 class FakeAligner:
@@ -50,12 +51,9 @@ def image_of(source_hash: str, size: int) -> bytes:
 
 def listing(people: int, each: int) -> Listing:
     """``each`` photographs of ``people``, of distinct bytes."""
-    rows = [
-        {"source_uri": f"memory://person-{p:06d}/{p}-{n:04d}.jpg", "identity": f"person-{p:06d}"}
-        for p in range(people)
-        for n in range(each)
-    ]
-    return Listing(pa.Table.from_pylist(rows, schema.PHOTOGRAPHS), 0)
+    names = [f"person-{p:06d}" for p in range(people) for _ in range(each)]
+    uris = [f"memory://person-{p:06d}/{p}-{n:04d}.jpg" for p in range(people) for n in range(each)]
+    return Listing(as_table(uris, names, ["1"] * len(uris)), 0)
 
 
 def write_parts(folder: Path, photographs: pa.Table, size: int, aligner: FakeAligner) -> None:

@@ -27,6 +27,6 @@ def test_a_forecast_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -
     assert said["workers"] == "1 to 2, one core each"
     assert not run.exists()
     run.mkdir()
-    (run / "claim.json").write_text('{"steps": 1}')
+    (run / "claim.json").write_text('{"schema_version": 2, "steps": 1}')
     with pytest.raises(MismatchError, match="belongs to another run"):
         forecast(config)
