@@ -207,7 +207,7 @@ class Svm:
         identities = enrolled.identities
         alone = _with_one_photograph(enrolled, train)
         if alone:
-            reason = f"{len(alone)} people have one training photograph, {alone[0]} for one: no fold without it knows them"
+            reason = f"{len(alone)} people have one training photograph; a fold without it does not know them"
             return self.fit(vectors, enrolled, train), {"refused": reason}
         model = CalibratedClassifierCV(
             self.pipeline,

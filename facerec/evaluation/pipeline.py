@@ -16,7 +16,7 @@ import numpy as np
 import ray
 
 import facerec
-from facerec import storage
+from facerec import records, storage
 from facerec.errors import SourceError
 from facerec.evaluation import clustering, identification, leakage
 from facerec.evaluation.config import EvaluateConfig
@@ -65,6 +65,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "versions": _versions(),
         **scored,
     }
+    report["shows"] = records.in_report(report).to_json()
     storage.write_json(config.out, report)
     return report
 

@@ -85,6 +85,9 @@ def _converted(model: torch.nn.Module, card: Card) -> bytes:
     proto = program.model_proto
     about = {
         "model_id": card.model_id,
+        "faces": str(
+            card.about.get("faces", "")
+        ),  # digest of the faces it was trained on: names stay out of models
         "preprocessing": json.dumps(card.preprocessing, sort_keys=True),
         "side": str(side),
         "input": f"pixels: aligned RGB faces, uint8 0-255 [n, {side}, {side}, 3]; shrunk by area averaging from {schema.FACE_SIDE}",

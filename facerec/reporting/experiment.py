@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 
 from facerec import storage
+from facerec.records import Shown
 from facerec.reporting.figures import styled
 from facerec.reporting.page import fill
 
@@ -37,6 +38,7 @@ def write_page(
     html = fill(
         "experiment.html",
         charts,
+        Shown(),
         rows=rows,
         settings=settings,
         failed=len(rows) - len(finished),

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from facerec import publish, storage
 from facerec.errors import ConfigError, DatasetError
+from facerec.records import Shown
 from facerec.reporting import figures, page, pictures
 
 MOST_SAMPLES = 50
 """The page carries its pictures, and as many again of rejects; it stays below 15 MB, whatever they show."""
+MOST_CONFLICTS = 100
+"""Files under several names that the page lists."""
 LEVELS = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 SIZE, CONFIDENCE, BLUR = "face size, pixels", "confidence", "blur (low is blurred)"
 DECIMALS = {SIZE: 0, CONFIDENCE: 4, BLUR: 0}
@@ -55,12 +58,17 @@ def inspect(config: InspectConfig) -> str:
         ) from None
     counts = _counts(faces)
     quantiles = {name: _quantiles(values, DECIMALS[name]) for name, values in measures.items()}
+    conflicts = faces.manifest.get("label_conflicts", [])
+    listed = conflicts[:MOST_CONFLICTS]
+    named = Shown(frozenset(name for conflict in listed for name in conflict["identities"] if name))
     html = page.fill(
         "inspection.html",
         {name: figures.histogram(values, name, log=name != CONFIDENCE) for name, values in measures.items()},
+        Shown.of([*contacts, *rejects]) | named,
         faces=faces,
         counts=counts,
-        conflicts=faces.manifest.get("label_conflicts", []),
+        conflicts=listed,
+        more_conflicts=len(conflicts) - len(listed),
         levels=[f"{level:.0%}" for level in LEVELS],
         quantiles=quantiles,
         contacts=contacts,

@@ -10,10 +10,12 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 import yaml
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from facerec import publish, storage
 from facerec.errors import ConfigError, MismatchError
+from facerec.records import Shown
 from facerec.reporting import figures, people, pictures
 from facerec.telemetry import read_json_lines
 
@@ -21,6 +23,8 @@ FORMAT = 4
 """Of report.json, as evaluation writes it."""
 MOST_CONTACTS = 24
 """With more, pictures of nothing but noise could take the page above 15 MB."""
+MOST_LEFT_OUT = 100
+"""People without a score whom the page names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class ReportConfig:
     out: str = "report.html"
     """Where the page goes."""
     contact_sheet: int = 24
-    """Photographs shown beside their faces, and about as many rejects."""
+    """Photographs shown beside their faces, and about as many rejects; 0 leaves every picture of a face out of the page."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.contact_sheet <= MOST_CONTACTS:
@@ -48,14 +52,14 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """All that the page shows; what an evaluation did not look at is empty."""
+class Content:
+    """Everything that the page shows; what an evaluation did not look at is empty."""
 
     report: dict[str, Any]
     metrics: list[dict[str, Any]] = field(default_factory=list)
     contacts: list[dict[str, Any]] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
-    map: go.Figure | None = None
+    map: people.Map | None = None
     hardest: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     core_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -72,17 +76,20 @@ def write_report(config: ReportConfig) -> str:
         )
     metrics = read_metrics(_run(config, report)) if report["run"] else []
     trained = report["verification"]["trained"]
-    shown = Shown(
+    pictured = config.contact_sheet > 0
+    content = Content(
         report=report,
         metrics=metrics,
         contacts=pictures.contacts(faces, config.contact_sheet),
         rejects=pictures.rejects(faces, config.contact_sheet),
-        map=people.map_of(embeddings, faces, report["unseen_people"]) if "unseen_people" in report else None,
-        hardest=people.hardest(trained, faces),
+        map=people.map_of(embeddings, faces if pictured else None, report["unseen_people"])
+        if "unseen_people" in report
+        else None,
+        hardest=people.hardest(trained, faces if pictured else None),
         core_seconds=core_seconds(faces, embeddings, metrics, report),
     )
     out = storage.absolute(config.out)
-    storage.write_bytes(out, render(shown).encode())
+    storage.write_bytes(out, render(content).encode())
     return out
 
 
@@ -112,7 +119,7 @@ def _run(config: ReportConfig, report: dict[str, Any]) -> str:
     return config.run
 
 
-def render(shown: Shown) -> str:
+def render(shown: Content) -> str:
     """The page as text, a pure function of what it shows."""
     report = shown.report
     identification, verification = report.get("identification", {}), report["verification"]
@@ -133,10 +140,11 @@ def render(shown: Shown) -> str:
         charts["roc"] = figures.roc(verification)
         charts["pairs"] = figures.pair_distances(verification["trained"])
     if shown.map is not None:
-        charts["map"] = shown.map
+        charts["map"] = shown.map.figure
     return fill(
         "page.html",
         charts,
+        shows_of(shown),
         shown=shown,
         report=report,
         names=names,
@@ -145,6 +153,7 @@ def render(shown: Shown) -> str:
         clustering=report.get("clustering", {}),
         true_accepts={name: figures.at_one_percent(verification[name]) for name in names},
         worst=people.worst(identification["trained"]) if identification else [],
+        left_out=report.get("left_out_people", [])[:MOST_LEFT_OUT],
         contacts=shown.contacts,
         rejects=shown.rejects,
         configuration=yaml.safe_dump(
@@ -152,6 +161,19 @@ def render(shown: Shown) -> str:
             sort_keys=True,
         ),
     )
+
+
+def shows_of(content: Content) -> Shown:
+    """The people, faces and photographs on the page: those in pictures, charts and tables, and no others."""
+    report, shown = content.report, Shown.of([*content.contacts, *content.rejects])
+    for pairs in content.hardest.values():
+        shown |= Shown.of(face for pair in pairs for face in pair["faces"])
+    if content.map is not None:
+        shown |= content.map.shows
+    if "identification" in report:
+        names = people.named(report["identification"]["trained"])
+        shown |= Shown(frozenset([*names, *report.get("left_out_people", [])[:MOST_LEFT_OUT]]))
+    return shown
 
 
 def core_seconds(
@@ -175,8 +197,8 @@ def core_seconds(
     return {stage: seconds for stage, seconds in spent.items() if seconds}
 
 
-def fill(template: str, charts: dict[str, go.Figure], **values: Any) -> str:
-    """A template of this folder as a page that holds all it shows; every value is escaped."""
+def fill(template: str, charts: dict[str, go.Figure], shows: Shown, **values: Any) -> str:
+    """A template of this folder as a self-contained page with a record of whom it shows; every value is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("facerec.reporting", "."),
         autoescape=True,
@@ -184,6 +206,7 @@ def fill(template: str, charts: dict[str, go.Figure], **values: Any) -> str:
     )
     return environment.get_template(template).render(
         **values,
+        shows=htmlsafe_json_dumps(shows.to_json()),
         charts={name: Markup(_chart(name, figure)) for name, figure in charts.items()},
         plotly=Markup(plotly.offline.get_plotlyjs()),
     )

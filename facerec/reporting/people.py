@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from facerec import publish, schema, seeding, storage
+from facerec.records import Shown
 from facerec.reporting import pictures
 from facerec.reporting.figures import TRAINED, styled
 from facerec.reporting.pictures import Picture
@@ -31,16 +33,39 @@ WORST = 12
 """People shown who are recognised least."""
 
 
-def confusion(identification: dict[str, Any]) -> go.Figure:
-    """Counts of truth against answer; the most confused people where there are many."""
-    people, triples = identification["people"], identification["confusion"]
-    counts = {(truth, answer): count for truth, answer, count in triples}
-    wrong = [0] * len(people)
-    for truth, answer, count in triples:
+@dataclass(frozen=True)
+class Map:
+    """The map of faces."""
+
+    figure: go.Figure
+    shows: Shown
+    pictured: bool
+    """Whether its points carry pictures of the faces."""
+
+
+def most_confused(identification: dict[str, Any]) -> list[int]:
+    """Places in ``people`` of those whom the confusion matrix shows: the most confused, where there are many."""
+    wrong = [0] * len(identification["people"])
+    for truth, answer, count in identification["confusion"]:
         if truth != answer:
             wrong[truth] += count
             wrong[answer] += count
-    shown = sorted(sorted(range(len(people)), key=lambda at: -wrong[at])[:MOST_CONFUSED])
+    return sorted(sorted(range(len(wrong)), key=lambda at: -wrong[at])[:MOST_CONFUSED])
+
+
+def named(identification: dict[str, Any]) -> set[str]:
+    """Everybody whom the confusion matrix or the table of the people recognised least names."""
+    rows = worst(identification)
+    names = {identification["people"][at] for at in most_confused(identification)}
+    names |= {row["identity"] for row in rows}
+    return names | {row["taken_for"] for row in rows if row["taken_for"]}
+
+
+def confusion(identification: dict[str, Any]) -> go.Figure:
+    """Counts of truth against answer; the most confused people where there are many."""
+    people = identification["people"]
+    counts = {(truth, answer): count for truth, answer, count in identification["confusion"]}
+    shown = most_confused(identification)
     # Names are labels only: as categories, two that shorten alike would be one.
     places = list(range(len(shown)))
     labels = [_short(people[at]) for at in shown]
@@ -62,16 +87,17 @@ def confusion(identification: dict[str, Any]) -> go.Figure:
     return styled(figure, "answer", "truth", height=560 if len(shown) < 25 else 820)
 
 
-def map_of(embeddings: publish.Dataset, faces: publish.Dataset, people: list[str]) -> go.Figure | None:
-    """These people's faces in the plane, near where the network puts them near; None where there are fewer than three.
+def map_of(embeddings: publish.Dataset, faces: publish.Dataset | None, people: list[str]) -> Map | None:
+    """These people's faces in the plane, near where the network puts them near; None if there are fewer than three.
 
-    A colour and a sign a person; a point carries its face, which the page shows under the pointer.
+    Each person has a colour and a symbol of their own. A point carries the picture of its face from ``faces``, which the
+    page shows under the pointer; without ``faces`` it carries none.
     """
     table = _drawn(embeddings, people)
     if table.num_rows < 3:
         return None
     places = plane(schema.vectors(table))
-    shown = thumbnails(faces, table["face_id"].to_pylist(), THUMBNAIL)
+    shown = thumbnails(faces, table["face_id"].to_pylist(), THUMBNAIL) if faces else {}
     names = np.array(table["identity"].to_pylist(), dtype=str)
     urls = [shown[face].url if face in shown else "" for face in table["face_id"].to_pylist()]
     figure, colors = go.Figure(), qualitative.Dark24
@@ -89,7 +115,8 @@ def map_of(embeddings: publish.Dataset, faces: publish.Dataset, people: list[str
     figure.update_layout(showlegend=False, hovermode="closest")
     figure.update_xaxes(showticklabels=False)
     figure.update_yaxes(showticklabels=False)
-    return styled(figure, "", "", height=560)
+    shows = Shown.of(table.select(["face_id", "identity"]).to_pylist())
+    return Map(styled(figure, "", "", height=560), shows, pictured=faces is not None)
 
 
 def _drawn(embeddings: publish.Dataset, people: list[str]) -> pa.Table:
@@ -115,12 +142,12 @@ def plane(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(TSNE(2, perplexity=perplexity, random_state=0).fit_transform(vectors), np.float64)
 
 
-def hardest(verification: dict[str, Any], faces: publish.Dataset) -> dict[str, list[dict[str, Any]]]:
-    """The report's hardest pairs, each face with its picture."""
+def hardest(verification: dict[str, Any], faces: publish.Dataset | None) -> dict[str, list[dict[str, Any]]]:
+    """The report's hardest pairs, each face with its picture from ``faces``; without ``faces`` there are no pictures."""
     pairs = verification["hardest"]
     wanted = [face["face_id"] for rows in pairs.values() for row in rows for face in row["faces"]]
-    shown = thumbnails(faces, wanted, FACE)
-    gone = Picture(missing="face not there any more")
+    shown = thumbnails(faces, wanted, FACE) if faces else {}
+    gone = Picture(missing="face not there any more" if faces else "picture left out (--contact_sheet 0)")
     return {
         kind: [
             {

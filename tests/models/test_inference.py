@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from facerec import records
 from facerec.errors import ConfigError, DatasetError, MismatchError
 from facerec.models import export
 from facerec.models.backends import folded, settled_backend
@@ -37,7 +38,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     network, folder = build(config, seed=0), str(tmp_path_factory.mktemp("model"))
     with torch.no_grad():
         network.train()(torch.rand(8, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1)
-    save_model(folder, network, config, CONTRACT, {})
+    save_model(folder, network, config, CONTRACT, {"faces": "digest-of-faces"})
     return folder
 
 
@@ -140,6 +141,8 @@ def test_the_exported_file_gives_the_same_vectors_and_says_what_a_face_must_be(
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["preprocessing"]) == CONTRACT
+    assert records.onnx_metadata(out.read_bytes()) == told
+    assert told["faces"] == "digest-of-faces"
     assert (session.get_inputs()[0].type, session.get_inputs()[0].shape[1:]) == ("tensor(uint8)", [96, 96, 3])
 
 

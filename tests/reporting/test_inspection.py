@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from facerec import publish, schema, storage
+from facerec.records import Shown, read_page
 from facerec.reporting import pictures
 from facerec.reporting.inspection import MOST_SAMPLES, InspectConfig, inspect
 from tests.reporting.test_page import HOSTILE, Elements, jpeg
@@ -104,12 +105,30 @@ def test_hostile_names_stay_text_and_no_request_leaves_the_page(faces: str, tmp_
     html, parser, plain = out.read_text(), Elements(), Elements()
     parser.feed(html)
     plain.feed(html.replace("alert(1)", ""))
-    assert parser.scripts == plain.scripts == 5  # plotly.js, three charts, the resize: none from a name
+    assert parser.scripts == plain.scripts == 6  # the record, plotly.js, three charts, the resize
     assert HOSTILE not in html
     assert all(address.startswith("data:") for address in parser.addresses)
     assert "<bdi>&lt;script&gt;alert(1)&lt;/script&gt;</bdi> / <bdi>Ada</bdi>" in html
     assert "not there any more" in html
     assert len(html) < 15_000_000
+
+
+def test_the_record_names_everybody_on_the_page_and_nobody_else(faces: str, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    inspect(InspectConfig(faces=faces, out=str(out), samples=7))
+    dataset = publish.open_dataset(faces, "")
+    rows = pictures.contacts(dataset, 7) + pictures.rejects(dataset, 7)
+    shown = read_page(out.read_text())
+    assert shown is not None
+    assert shown == Shown.of(rows) | Shown(frozenset([HOSTILE, "Ada"]))
+    assert len(shown.face_ids) == 7
+    assert f"/{HOSTILE}" in shown.source_uris
+
+
+def test_without_samples_the_page_has_no_picture(faces: str, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    inspect(InspectConfig(faces=faces, out=str(out), samples=0))
+    assert out.read_text().count("data:image/jpeg") == 0
 
 
 def test_the_sample_is_of_all_shards_and_the_same_each_time(faces: str) -> None:

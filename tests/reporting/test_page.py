@@ -21,12 +21,13 @@ import pytest
 from PIL import EpsImagePlugin, ExifTags, Image
 
 from facerec import publish, schema, storage
-from facerec.errors import MismatchError
+from facerec.errors import DatasetError, MismatchError
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.identification import enrol, identify
 from facerec.evaluation.pairs import all_pairs, hardest
 from facerec.evaluation.verification import verify
-from facerec.reporting import page, people, pictures
+from facerec.records import Shown, read_page
+from facerec.reporting import experiment, page, people, pictures
 from tests.support.browser import opened
 from tests.support.faces import write_faces
 
@@ -165,6 +166,55 @@ def test_the_numbers_are_on_the_page(html: str) -> None:
         assert text in html
     assert re.search(r"train</td>\s*<td class=\"number\">200<", html)  # 100 s on 2 workers
     assert len(html) < 15_000_000
+
+
+def test_the_record_names_everybody_on_the_page(config: page.ReportConfig, html: str) -> None:
+    shown = read_page(html)
+    assert shown is not None
+    report = storage.read_json(config.report)
+    table = publish.open_dataset(f"{Path(config.faces).parent}/embeddings", "").read("embeddings")
+    assert shown.identities >= {*report["unseen_people"], *report["left_out_people"]}
+    assert shown.face_ids == {*table["face_id"].to_pylist()}  # all are on the map
+    assert len(shown.source_uris) == 24  # of the contact sheet
+
+
+def test_of_a_thousand_people_the_record_names_those_who_are_on_the_page() -> None:
+    names = [f"person {i}" for i in range(1000)]
+    right = [[i, i, 5] for i in range(1000)]
+    rows = [
+        {"identity": name, "taken_for": "person 999" if name == "person 1" else None}
+        | {"hits": 4 if name == "person 1" else 5, "test_faces": 5}
+        for name in names
+    ]
+    said = {"people": names, "confusion": right, "per_identity": rows}
+    assert people.named(said) == {*names[: people.MOST_CONFUSED], "person 999"}
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_without_a_contact_sheet_the_page_has_no_picture(
+    config: page.ReportConfig, tmp_path: Path, count: int
+) -> None:
+    out = f"{tmp_path}/report.html"
+    text = Path(page.write_report(replace(config, contact_sheet=count, out=out))).read_text()
+    assert (text.count("data:image/jpeg") > 0) == (count > 0)
+    assert text.count("chart-map") > 0
+    assert read_page(text) is not None
+
+
+def test_a_page_that_another_program_wrote_has_no_record_and_an_older_one_is_an_error() -> None:
+    assert read_page("<html><head><title>notes</title></head><body>Ann</body></html>") is None
+    with pytest.raises(DatasetError, match="no record"):
+        read_page("<head><title>facerec report</title></head><body>")
+    for damaged in ("{", "[]", '{"identities": [1], "face_ids": [], "source_uris": []}', ""):
+        with pytest.raises(DatasetError, match="damaged"):
+            read_page(f'<head><script id="facerec-shows">{damaged}</script></head>')
+    inside = '<head><title>facerec experiment</title></head><body><script id="facerec-shows">{}</script>'
+    assert read_page(inside) is None
+
+
+def test_an_experiments_page_shows_nobody(tmp_path: Path) -> None:
+    uri = experiment.write_page(f"{tmp_path}/x.html", [], ["seed"], "seed", {"amount": 1, "equal": "steps"})
+    assert read_page(Path(uri).read_text()) == Shown()
 
 
 @pytest.mark.skipif(
