@@ -96,16 +96,11 @@ def fresh_token() -> Iterator[None]:
     A token or a mode that was set before belongs to a cluster of the user's, and is not used. Ray reads both once per
     process, so it is told to read them again. Nothing is written to the home folder.
     """
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    _reread_authentication()
     try:
-        yield
+        with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
+            _reread_authentication()
+            yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
         _reread_authentication()
 
 
@@ -120,15 +115,31 @@ def _reread_authentication() -> None:
 def _on_loopback() -> Iterator[None]:
     """A Ray that is started in the block takes 127.0.0.1 as its node's address, and so binds every port to loopback.
 
-    Ray does so by default on Windows and macOS, where this switch is named after them; ``_node_ip_address`` alone does not
-    do it, as Ray replaces a loopback address by the machine's. tests/test_private_ray.py holds it to ``ss``.
+    Ray does so by default on Windows and macOS, after which it names this switch. ``_node_ip_address`` alone does not do
+    it, as Ray replaces a loopback address by the machine's. The variable is for Ray's processes; this one has read it
+    when it imported Ray.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with _environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _environment(given: dict[str, str]) -> Iterator[None]:
+    """This process's environment with these variables, and as it was when the block ends."""
+    before = {name: os.environ.get(name) for name in given}
+    os.environ |= given
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
