@@ -99,6 +99,9 @@ def test_a_cluster_serves_nobody_without_its_token(pair: Namespaces, folder: Pat
         answers = pair.knock(pair.away, HOME, token, folder / "owner")
         assert statuses(answers, (agent,)) == {agent: {"200"}}
         assert statuses(answers, remote) == {key: {"OK"} for key in remote}
-        assert pair.drives(pair.away, f"ray://{HOME}:10001", token)
+        client = f"ray://{HOME}:10001"  # which gives up on a slow machine after some seconds
+        await_that(
+            lambda: pair.drives(pair.away, client, token), lambda: "the owner's client did not connect"
+        )
         await_that((folder / "owner").exists, lambda: "the owner's job did not run", 60)
         assert not (folder / "outsider").exists()
