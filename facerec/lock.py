@@ -1,8 +1,15 @@
-"""One writer a folder: a file lock on disk, a lease in S3.
+"""One writer per folder, and a fence that every change to a folder passes: a file lock on disk, a lease on S3.
 
-The lease is the object ``.lock``, taken, kept and taken over by conditional writes. Its holder writes it anew every
-third of its length. Clocks are not compared: who finds a lease watches it for one length. If it does not change, its
-holder is dead and the lease is taken over; if it does, the folder is busy.
+The lease is the object ``.lock``. It is taken, kept and taken over by conditional writes; its holder writes it again
+every third of its length. Clocks are not compared: a run that finds a lease watches it for one length. If the lease does
+not change, its holder is dead and the lease is taken over; if it changes, the folder is busy.
+
+A holder that was paused for longer than its lease is not dead. When it wakes, the folder belongs to another run, and it
+must not change anything there. So each change is *fenced*: the file ``.lock`` names the run that holds the folder, and
+every process of a run, its Ray workers too, reads that name before it writes or removes something (:class:`Fence`).
+
+On disk, the kernel keeps the file lock as long as the process lives, also while it is stopped. There, the name protects
+from workers that outlive their driver.
 """
 
 from __future__ import annotations
@@ -14,74 +21,148 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import filelock
+import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 
 from facerec import s3, storage
 from facerec.errors import BusyError, ConfigError, StorageError
+from facerec.storage import Written
 
 LEASE_SECONDS = 30.0
 
 _leases: dict[str, _Lease] = {}
-"""What this process holds, by folder: who publishes into it asks whether that is still so."""
+"""The leases that this process holds, by folder."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """One run's hold on a folder, as all its processes can check it. Small and picklable: it travels to Ray workers."""
+
+    folder: str
+    run: str
+    """A random id, which ``.lock`` holds as long as the folder is this run's."""
+
+    def require(self) -> None:
+        """Raise BusyError unless the folder is still this run's; one read of ``.lock``."""
+        found = _read(self.folder)
+        if found is None or found.mark.get("run") != self.run:
+            raise BusyError(_lost(self.folder, found))
+
+    def write(self, uri: str, data: bytes | pa.Buffer) -> Written:
+        """Write a file of the folder, whole or not at all; raise BusyError if the folder is another run's.
+
+        A process may sleep between the check and the write. So the write has a condition: the file is what it was before
+        the check. What another run has written meanwhile is never replaced, and a new file, which this run alone knows,
+        is removed again if the folder was lost before it was there.
+        """
+        before = storage.version(uri)
+        self.require()
+        after = storage.replace(uri, data, before)
+        if after is None:
+            self.require()  # a twin of this worker, in the same run, has written the file
+            return self.write(uri, data)
+        try:
+            self.require()
+        except BusyError:
+            if before is None:
+                storage.remove_version(uri, after)
+            raise
+        return storage.written(data)
+
+    def write_json(self, uri: str, value: Any) -> Written:
+        """The same for a JSON document."""
+        return self.write(uri, storage.json_bytes(value))
+
+    def remove(self, uri: str) -> None:
+        """Remove a file of the folder; raise BusyError if the folder is another run's."""
+        self.require()
+        storage.remove_file(uri)
 
 
 @contextlib.contextmanager
-def exclusive(folder: str, what: str, lease: float = LEASE_SECONDS) -> Iterator[None]:
-    """Hold the folder; raise BusyError where another run holds it. ``what`` is the flag that names it.
+def exclusive(
+    folder: str, what: str, lease: float = LEASE_SECONDS, bar: Callable[[Fence], None] | None = None
+) -> Iterator[Fence]:
+    """Hold the folder; raise BusyError if another run holds it. ``what`` is the flag that names the folder.
 
-    A dead run's file lock is free at once, its lease in S3 after ``lease`` seconds.
+    The file lock of a dead run is free at once, its lease on S3 after ``lease`` seconds. ``bar`` is called if the lease
+    was taken over: its former holder may still live, and must not commit any more when it wakes.
     """
     s3.require(folder)
-    with _leased(folder, what, lease) if storage.is_s3(folder) else _locked(folder, what):
-        yield
+    with _leased(folder, what, lease, bar) if storage.is_s3(folder) else _locked(folder, what) as fence:
+        yield fence
 
 
 def require_held(folder: str) -> None:
-    """Raise BusyError where a lease of this process has gone to another run; call it before what cannot be undone.
+    """Raise BusyError if this process has lost its lease on the folder, or cannot know; cheap enough for every part.
 
-    It renews the lease, so that nobody can take it over for one length more.
+    It asks S3 only if the last renewal is older than the lease. No other run can take the lease over earlier: it must
+    first see the lease unchanged for its whole length, and it began to look after the last renewal had begun. The clock
+    also counts the time for which a laptop was suspended. What commits, or removes, uses :func:`renew` or a Fence.
     """
+    if lease := _leases.get(folder):
+        with s3.refusals(folder):
+            lease.require()
+
+
+def renew(folder: str) -> None:
+    """Renew the lease of this process now, which leaves its whole length for a commit; BusyError if it is lost."""
     if lease := _leases.get(folder):
         with s3.refusals(folder):
             lease.renew()
 
 
 @contextlib.contextmanager
-def _locked(folder: str, what: str) -> Iterator[None]:
+def _locked(folder: str, what: str) -> Iterator[Fence]:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}; choose another {what}") from None
-    lock = filelock.FileLock(storage.join(folder, ".lock"))
+    path = storage.join(folder, ".lock")
+    lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise BusyError(_busy(folder, "another run", what)) from None
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}; choose another {what}") from None
+    mark = _new_mark()
     try:
-        yield
+        _inscribe(path, json.dumps(mark))
+        yield Fence(folder, mark["run"])
     finally:
+        with contextlib.suppress(OSError, StorageError):
+            _inscribe(path, "")
         lock.release()
 
 
+def _inscribe(path: str, text: str) -> None:
+    """Write into the lock file, which stays the same file: another one would not be locked."""
+    with storage.writing(path), open(path, "r+") as file:
+        file.truncate()
+        file.write(text)
+
+
 @contextlib.contextmanager
-def _leased(folder: str, what: str, seconds: float) -> Iterator[None]:
+def _leased(folder: str, what: str, seconds: float, bar: Callable[[Fence], None] | None) -> Iterator[Fence]:
     lease = _Lease(folder, seconds)
     with s3.refusals(folder):
-        lease.take(what)
+        took_over = lease.take(what)
+    fence = Fence(folder, lease.run)
+    if took_over and bar:
+        bar(fence)  # if this fails, the lease is not given back: the next holder takes it over, and bars
     _leases[folder] = lease
     ended = threading.Event()
     beating = threading.Thread(target=lease.beat, args=(ended,), daemon=True)
     beating.start()
     try:
-        yield
+        yield fence
     finally:
         ended.set()
         beating.join()
@@ -93,9 +174,25 @@ def _busy(folder: str, holder: str, what: str) -> str:
     return f"{folder} is being written by {holder}; wait for it or choose another {what}"
 
 
+def _lost(folder: str, to: _Found | None) -> str:
+    return (
+        f"{folder}: this run gave no sign of life, or its driver has ended, and it has lost the folder to "
+        f"{to or 'another run'}; it writes nothing more there, and the same command goes on from here"
+    )
+
+
+def _new_mark() -> dict[str, Any]:
+    return {
+        "run": uuid.uuid4().hex[:12],
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+    }
+
+
 @dataclass(frozen=True)
 class _Found:
-    """A lease as it lies in S3."""
+    """What ``.lock`` says."""
 
     etag: str
     mark: dict[str, Any]
@@ -105,45 +202,92 @@ class _Found:
         return "another run ({}, process {}, since {})".format(*who)
 
 
+def _read(folder: str) -> _Found | None:
+    """What ``.lock`` says now; None if the folder is nobody's."""
+    if storage.is_s3(folder):
+        with s3.refusals(folder):
+            return _read_lease(_lease_at(folder))
+    try:
+        with open(storage.join(folder, ".lock"), "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    return _Found("", _parsed(data)) if data else None
+
+
+def _read_lease(at: dict[str, str]) -> _Found | None:
+    try:
+        answer = _client().get_object(**at)
+        return _Found(answer["ETag"], _parsed(answer["Body"].read()))
+    except _client().exceptions.NoSuchKey:
+        return None
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """The mark; empty for a foreign file, which is watched as any lease is."""
+    with contextlib.suppress(ValueError):
+        mark = json.loads(data)
+        if isinstance(mark, dict):
+            return mark
+    return {}
+
+
+def _lease_at(folder: str) -> dict[str, str]:
+    bucket, key = s3.bucket_and_key(storage.join(folder, ".lock"))
+    return {"Bucket": bucket, "Key": key}
+
+
 class _Lease:
     """One folder's lease, as one run holds it; its threads share it."""
 
     def __init__(self, folder: str, seconds: float) -> None:
-        self._folder, self._seconds = folder, seconds
-        bucket, key = s3.bucket_and_key(storage.join(folder, ".lock"))
-        self._at = {"Bucket": bucket, "Key": key}
-        self._mark: dict[str, Any] = {
-            "beats": 0,
-            "run": uuid.uuid4().hex,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        }
+        self._folder, self._seconds, self._at = folder, seconds, _lease_at(folder)
+        self._mark: dict[str, Any] = {"beats": 0, **_new_mark()}
         self._etag = ""
+        self._until = 0.0
+        self._lost: BusyError | None = None
         self._turn = threading.Lock()
 
-    def take(self, what: str) -> None:
-        """Take the lease, at once where there is none, after its length where its holder is dead."""
+    @property
+    def run(self) -> str:
+        """The id of the run that holds it."""
+        return str(self._mark["run"])
+
+    def take(self, what: str) -> bool:
+        """Take the lease, at once if there is none, after its length if its holder is dead: then give True."""
+        took_over, began = False, _now()
         while not self._put(IfNoneMatch="*"):
             if found := self._read():
                 self._watch(found, what)
+                began = _now()
                 if self._put(IfMatch=found.etag):
                     print(f"{self._folder}: taken over from {found}, which gave no sign of life", flush=True)
+                    took_over = True
                     break
+            began = _now()
+        self._until = began + self._seconds
         if self._put(IfNoneMatch="*"):  # there is one now: ours
             raise StorageError(
                 f"{self._folder}: the endpoint ignores If-None-Match; {s3.REMEDIES['notimplemented']}"
             )
+        return took_over
+
+    def require(self) -> None:
+        """Raise BusyError if the lease is lost, or may be and S3 says that it is."""
+        if self._lost:
+            raise self._lost
+        if _now() >= self._until:
+            self.renew()
 
     def renew(self) -> None:
-        """Write our mark anew; raise BusyError where another run has taken the folder over."""
+        """Write our mark again; raise BusyError if another run has taken the folder over."""
         with self._turn:
+            began = _now()
             # Twice, as a renewal whose answer was lost leaves a mark of ours that we do not know yet.
             if not (self._put(IfMatch=self._etag) or self._put(IfMatch=self._etag)):
-                raise BusyError(
-                    f"{self._folder}: this run gave no sign of life for {self._seconds:.0f} s and has lost the folder to "
-                    f"{self._read() or 'another run'}; it publishes nothing, and the same command goes on from here"
-                )
+                self._lost = BusyError(_lost(self._folder, self._read()))
+                raise self._lost
+            self._until = began + self._seconds
 
     def beat(self, ended: threading.Event) -> None:
         """Renew every third of the lease until ``ended`` is set or the lease is lost."""
@@ -157,12 +301,12 @@ class _Lease:
                 continue  # the next one may come through in time
 
     def release(self) -> None:
-        """Give the lease back. Where that fails it goes stale by itself."""
+        """Give the lease back. If that fails, it goes stale by itself."""
         with self._turn, contextlib.suppress(BotoCoreError, ClientError):
             _client().delete_object(**self._at, IfMatch=self._etag)
 
     def _watch(self, found: _Found, what: str) -> None:
-        """Return once the lease has lain unchanged for its length, or is gone; raise BusyError where it changes."""
+        """Return once the lease has lain unchanged for its length, or is gone; raise BusyError if it changes."""
         print(
             f"{self._folder} is held by {found}; it is taken over if that gives no sign of life within {self._seconds:.0f} s",
             flush=True,
@@ -177,14 +321,14 @@ class _Lease:
                 raise BusyError(_busy(self._folder, str(now), what))
 
     def _put(self, **condition: str) -> bool:
-        """Write our mark where the condition holds. A first try that held but was not answered counts as held."""
+        """Write our mark if the condition holds. A first try that held but was not answered counts as held."""
         self._mark["beats"] += 1
         body = json.dumps(self._mark).encode()
         try:
             self._etag = _client().put_object(**self._at, Body=body, **condition)["ETag"]
             return True
         except ClientError as error:
-            if error.response["Error"]["Code"] not in _UNMET:
+            if error.response["Error"]["Code"] not in s3.UNMET:
                 raise
         found = self._read()
         if found is not None and found.mark.get("run") == self._mark["run"]:
@@ -193,19 +337,13 @@ class _Lease:
         return False
 
     def _read(self) -> _Found | None:
-        mark: dict[str, Any] = {}
-        try:
-            answer = _client().get_object(**self._at)
-            with contextlib.suppress(ValueError):  # a foreign file is watched like any lease
-                mark = dict(json.loads(answer["Body"].read()))
-            return _Found(answer["ETag"], mark)
-        except _client().exceptions.NoSuchKey:
-            return None
+        return _read_lease(self._at)
+
+
+def _now() -> float:
+    """Seconds that also pass while the machine is suspended: on Linux the monotonic clock stands still then."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _client() -> Any:
     return s3.client(attempts=4)  # some seconds: a lease is short
-
-
-_UNMET = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
-"""A condition that does not hold, or that was decided at the same moment for another, or an object that is gone."""

@@ -1,16 +1,21 @@
 """A folder that only one run writes and that readers can trust: parts, a lock, and a manifest published last.
 
 folder/
-  manifest.json          the current generation; no manifest, no dataset
-  parts/                 finished units of work, each one atomic file; a rerun skips them
-  generations/0001/      the files a generation's manifest names; a run pins the one it began on
+  manifest.json              the current generation; no manifest, no dataset
+  parts/                     finished units of work, each one atomic file; a rerun skips them
+  generations/0001-9f3c.../  the files of a generation, and a copy of its manifest
+
+The name of a generation's folder has the id of the run that writes it, so no two runs ever write the same file there. The
+manifest at the root is the only commit, and a conditional one: it replaces exactly the manifest that the run followed.
+Its ``history`` says where the copies of the manifests are, so that a run can read the generation that it began on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +24,8 @@ import pyarrow.compute as pc
 
 import facerec
 from facerec import lock, s3, schema, storage
-from facerec.errors import DatasetError, MismatchError
-from facerec.lock import exclusive as exclusive
+from facerec.errors import BusyError, DatasetError, FacerecError, MismatchError
+from facerec.lock import LEASE_SECONDS, Fence
 
 PART_ROW_GROUP = 8
 """Rows of a row group of a part. Compaction reads the row groups that its faces lie in, all over the parts.
@@ -30,16 +35,49 @@ Rows read for one used, 100 people of 340 faces and 2,000 of 20: 8.0 and 2.5 wit
 """
 CORE_SECONDS = b"core_seconds"
 """Key of a part's schema metadata."""
+BARRED = {"schema_version": schema.VERSION, "generation": 0, "files": [], "history": []}
+"""A manifest before the first generation: it stands where a run was taken over that may still try to publish."""
 
 
-def claim(folder: str, settings: dict[str, Any], flag: str) -> None:
+@contextlib.contextmanager
+def exclusive(folder: str, what: str, lease: float = LEASE_SECONDS) -> Iterator[Fence]:
+    """Hold a folder that is published; raise BusyError if another run holds it. ``what`` is the flag that names it.
+
+    If the block fails, the generation that it began goes, unless it was published.
+    """
+    with lock.exclusive(folder, what, lease, bar=_bar) as fence:
+        try:
+            yield fence
+        except BaseException:
+            with contextlib.suppress(FacerecError, OSError):
+                _discard(fence)
+            raise
+
+
+def _bar(fence: Fence) -> None:
+    """Write the manifest once more, with our name in it, so that the former holder of the lease can never replace it.
+
+    That run may sleep just before its commit. From here on its generation is lost, and its files may go. Without a claim it
+    has not begun one.
+    """
+    uri = _manifest_uri(fence.folder)
+    while storage.exists(storage.join(fence.folder, "claim.json")):
+        before = storage.version(uri)
+        said = BARRED if before is None else storage.read_json(uri)
+        if storage.replace(uri, storage.json_bytes(said | {"writer": fence.run}), before):
+            return
+
+
+def claim(fence: Fence, settings: dict[str, Any], flag: str) -> None:
     """Make the folder ours, or confirm that it is: ``claim.json`` keeps the settings that decide its content.
 
-    Raises MismatchError where it was begun with other settings, or where it holds foreign files; what a kill left of a
-    write is none.
+    Raises MismatchError if it was begun with other settings, or if it holds foreign files; what a kill left of a write is
+    none.
     """
-    if not claimed(folder, settings, flag):
-        storage.write_json(storage.join(folder, "claim.json"), settings | {"schema_version": schema.VERSION})
+    if not claimed(fence.folder, settings, flag):
+        fence.write_json(
+            storage.join(fence.folder, "claim.json"), settings | {"schema_version": schema.VERSION}
+        )
 
 
 def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:
@@ -88,7 +126,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """A hash of all files' hashes: what a run pins."""
+        """A hash of all files' hashes: what a run pins. It does not depend on who wrote the files."""
         return hashlib.sha256("".join(file["sha256"] for file in self.manifest["files"]).encode()).hexdigest()
 
     def files(self, kind: str) -> list[str]:
@@ -99,66 +137,188 @@ class Dataset:
         """The same as full URIs."""
         return [storage.join(self.folder, path) for path in self.files(kind)]
 
+    def uri(self, name: str) -> str:
+        """Where a file is, by its name: the files of a generation may lie in several folders, after an erasure."""
+        for entry in self.manifest["files"]:
+            if entry["path"].rsplit("/", 1)[-1] == name:
+                return storage.join(self.folder, entry["path"])
+        raise DatasetError(f"{_manifest_uri(self.folder)} names no file {name}")
+
     def read(self, kind: str, columns: list[str] | None = None) -> pa.Table:
         """All rows of one kind in one table: for tables that fit in memory."""
         return pa.concat_tables(storage.read_table(uri, columns) for uri in self.uris(kind))
 
 
 def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Dataset:
-    """The dataset that a folder's manifest describes; ``made_by`` names the job to run where there is none."""
+    """The dataset that a folder's manifest describes; ``made_by`` names the job to run if there is none.
+
+    ``generation`` is one that was published before, as long as the manifest still knows it.
+    """
     folder = storage.absolute(folder)
     s3.require(folder)
-    below = [] if generation is None else ["generations", f"{generation:04d}"]
-    uri = storage.join(folder, *below, "manifest.json")
-    if not storage.exists(uri):
-        found = "no manifest.json there" if storage.exists(folder) else "no such folder"
-        raise DatasetError(f"{folder} is not a published dataset ({found}); run {made_by} first")
-    manifest = storage.read_json(uri)
-    if manifest.get("schema_version") != schema.VERSION:
+    manifest = _said(folder)
+    if manifest.get("schema_version", schema.VERSION) != schema.VERSION:
         raise DatasetError(
-            f"{uri} has schema version {manifest.get('schema_version')}, and this version of facerec reads {schema.VERSION}; "
+            f"{_manifest_uri(folder)} has schema version {manifest.get('schema_version')}, and this version of facerec reads {schema.VERSION}; "
             f"run {made_by} into a new folder"
         )
+    if not manifest.get("generation"):
+        found = "no manifest.json there" if storage.exists(folder) else "no such folder"
+        raise DatasetError(f"{folder} is not a published dataset ({found}); run {made_by} first")
+    if generation not in (None, manifest["generation"]):
+        manifest = _earlier(folder, manifest, generation)
     return Dataset(folder, manifest)
 
 
-def write(
-    folder: str, path: str, kind: str, table: pa.Table, *, row_groups: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """Write a generation's table and give its manifest entry; raises BusyError where the folder was lost."""
-    lock.require_held(folder)
-    written = storage.write_table(storage.join(folder, path), table, row_groups=row_groups)
-    return {"path": path, "kind": kind, "rows": table.num_rows, **asdict(written)}
+def _earlier(folder: str, manifest: dict[str, Any], generation: int | None) -> dict[str, Any]:
+    for entry in manifest["history"]:
+        if entry["generation"] == generation:
+            with contextlib.suppress(FileNotFoundError):
+                return storage.read_json(storage.join(folder, entry["path"]))
+    raise DatasetError(f"{folder} has no generation {generation} any more")
 
 
-def publish(folder: str, generation: int, files: list[dict[str, Any]], about: dict[str, Any]) -> Dataset:
-    """Write the generation's manifest, then make it the current one: the last step of any writer.
+def current(folder: str) -> dict[str, Any]:
+    """The manifest of the current generation; empty if none was published yet."""
+    said = _said(folder)
+    return said if said.get("generation") else {}
 
-    Raises BusyError where another run has taken the folder over meanwhile.
+
+def _said(folder: str) -> dict[str, Any]:
+    uri = _manifest_uri(folder)
+    return storage.read_json(uri) if storage.exists(uri) else {}
+
+
+def manifests(folder: str) -> list[dict[str, Any]]:
+    """The manifests of all generations that are still there, oldest first, the current one last."""
+    now = current(folder)
+    copies = [storage.join(folder, entry["path"]) for entry in now.get("history", [])[:-1]]
+    return [*(storage.read_json(uri) for uri in copies if storage.exists(uri)), now] if now else []
+
+
+def _manifest_uri(folder: str) -> str:
+    return storage.join(folder, "manifest.json")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generation that a run is writing. Small and picklable: Ray tasks write its files."""
+
+    fence: Fence
+    number: int
+    before: str | None
+    """Version of the manifest that it follows; None if there was none."""
+    history: tuple[dict[str, Any], ...]
+    """Of the manifest that it follows."""
+
+    @property
+    def base(self) -> str:
+        """Its folder, relative to the dataset; nobody else writes there."""
+        return f"generations/{self.number:04d}-{self.fence.run}"
+
+    def write(
+        self, name: str, kind: str, table: pa.Table, *, row_groups: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        """Write a table and give its manifest entry; raises BusyError if the folder was lost."""
+        path = f"{self.base}/{name}"
+        data = storage.parquet(table, row_groups)
+        written = self.fence.write(storage.join(self.fence.folder, path), data)
+        return {"path": path, "kind": kind, "rows": table.num_rows, **asdict(written)}
+
+    def publish(self, files: list[dict[str, Any]], about: dict[str, Any], *, alone: bool = False) -> Dataset:
+        """Make the generation the current one: the last step of any writer. ``alone``: earlier ones are forgotten.
+
+        Raises BusyError if another run has taken the folder over meanwhile. The commit is one conditional write: the
+        manifest is still the one that was there when the generation began, or nothing is written.
+        """
+        folder, copy = self.fence.folder, f"{self.base}/manifest.json"
+        history = [] if alone else list(self.history)
+        manifest = about | {
+            "schema_version": schema.VERSION,
+            "code_version": facerec.__version__,
+            "generation": self.number,
+            "writer": self.fence.run,
+            "history": [*history, {"generation": self.number, "path": copy}],
+            "files": files,
+        }
+        self.fence.write_json(storage.join(folder, copy), manifest)
+        lock.renew(folder)
+        if not storage.replace(_manifest_uri(folder), storage.json_bytes(manifest), self.before):
+            self.fence.require()
+            raise BusyError(
+                f"{folder}: its manifest was changed while generation {self.number} was written, which is not published; "
+                "run the same command again"
+            )
+        return Dataset(folder, manifest)
+
+
+def begin(fence: Fence) -> Generation:
+    """The next generation of a folder. What killed runs left of theirs is removed."""
+    before, said = storage.version(_manifest_uri(fence.folder)), current(fence.folder)
+    lock.renew(
+        fence.folder
+    )  # what was read before is what this run follows, as it held the folder all the time
+    sweep(fence)
+    return Generation(fence, 1 + int(said.get("generation", 0)), before, tuple(said.get("history", [])))
+
+
+def amend(fence: Fence, changes: dict[str, Any]) -> None:
+    """Change what the manifest of the current generation says, in its copy too."""
+    uri = _manifest_uri(fence.folder)
+    before, said = storage.version(uri), current(fence.folder) | changes
+    lock.renew(fence.folder)
+    fence.write_json(storage.join(fence.folder, said["history"][-1]["path"]), said)
+    if not storage.replace(uri, storage.json_bytes(said), before):
+        fence.require()
+        raise BusyError(f"{uri} was changed at the same time; run the same command again")
+
+
+def sweep(fence: Fence) -> None:
+    """Remove the files of generations that no manifest names, but for those of the run itself.
+
+    A run that was taken over may still be writing some of them: it cannot publish them any more (see ``_bar``).
     """
-    lock.require_held(folder)
-    manifest = {
-        "schema_version": schema.VERSION,
-        "code_version": facerec.__version__,
-        "generation": generation,
-        "files": files,
-        **about,
+    named = _named(fence.folder)
+    for uri in storage.list_tree(storage.join(fence.folder, "generations")):
+        if uri not in named and not _is_of(uri, fence):
+            fence.remove(uri)
+
+
+def _discard(fence: Fence) -> None:
+    """Remove the files that a run has written into a generation that it did not publish."""
+    ours = [uri for uri in storage.list_tree(storage.join(fence.folder, "generations")) if _is_of(uri, fence)]
+    named = _named(fence.folder) if ours else set()
+    for uri in ours:
+        if uri not in named:
+            storage.remove_file(uri)
+
+
+def _is_of(uri: str, fence: Fence) -> bool:
+    return f"-{fence.run}/" in uri.removeprefix(fence.folder)
+
+
+def _named(folder: str) -> set[str]:
+    """URIs of the files that the readable manifests name, and of the manifests' copies."""
+    return {
+        storage.join(folder, entry["path"])
+        for manifest in manifests(folder)
+        for entry in [*manifest["files"], *manifest["history"]]
     }
-    storage.write_json(storage.join(folder, "generations", f"{generation:04d}", "manifest.json"), manifest)
-    storage.write_json(storage.join(folder, "manifest.json"), manifest)
-    return Dataset(folder, manifest)
 
 
-def write_part(folder: str, of: pa.Table, make: Callable[[], pa.Table], *, before_s: float = 0.0) -> pa.Table:
+def write_part(
+    fence: Fence, of: pa.Table, make: Callable[[], pa.Table], *, before_s: float = 0.0
+) -> pa.Table:
     """The part that rows ``of`` name, made and written whole or not at all; gives one row of counts.
 
-    ``of`` has source_uri and identity, and face_id where a photograph's faces may lie in several parts. A part that is
-    there already is not made again: after a node's death Ray Data asks anew for what the node had finished but not yet
-    told. What making took stands in the file's metadata, with ``before_s`` core-seconds spent elsewhere.
+    ``of`` has source_uri and identity, and face_id if a photograph's faces may lie in several parts. A part that is there
+    already is not made again: after a node's death Ray Data asks again for what the node had finished but not reported.
+    What making took is in the file's metadata, with ``before_s`` core-seconds spent elsewhere. Raises BusyError if the
+    folder is another run's, and then leaves nothing.
     """
     named = _distinct(of, of.column_names)
     name = hashlib.blake2b("\n".join("\x1f".join(map(str, row)) for row in named).encode(), digest_size=12)
-    uri = storage.join(folder, f"part-{name.hexdigest()}.parquet")
+    uri = storage.join(fence.folder, "parts", f"part-{name.hexdigest()}.parquet")
     if storage.exists(uri):
         return _counts(storage.read_table(uri))
     began = time.monotonic()
@@ -167,7 +327,7 @@ def write_part(folder: str, of: pa.Table, make: Callable[[], pa.Table], *, befor
         **(rows.schema.metadata or {}),
         CORE_SECONDS: f"{before_s + time.monotonic() - began:.3f}",
     }
-    storage.write_table(uri, rows.replace_schema_metadata(told), row_groups=PART_ROW_GROUP)
+    fence.write(uri, storage.parquet(rows.replace_schema_metadata(told), PART_ROW_GROUP))
     return _counts(rows)
 
 
@@ -193,20 +353,3 @@ def parts(folder: str) -> list[str]:
 def core_seconds(part: pa.Table) -> float:
     """What a part took, by any of its columns as they were read; 0 where it does not say so."""
     return float((part.schema.metadata or {}).get(CORE_SECONDS, 0))
-
-
-def current(folder: str) -> dict[str, Any]:
-    """The manifest of the current generation; empty where none was published yet."""
-    uri = storage.join(folder, "manifest.json")
-    return storage.read_json(uri) if storage.exists(uri) else {}
-
-
-def next_generation(folder: str) -> tuple[int, str]:
-    """The number of the generation to be written and its place below the folder, which is empty then.
-
-    What a run left there that was killed before it published, goes.
-    """
-    generation = 1 + int(current(folder).get("generation", 0))
-    base = f"generations/{generation:04d}"
-    storage.remove_tree(storage.join(folder, base))
-    return generation, base

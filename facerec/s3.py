@@ -1,4 +1,4 @@
-"""How we speak to S3, and to what speaks its protocol: Arrow for data, boto3 for listings and conditional writes.
+"""How we speak to S3, and to what speaks its protocol: Arrow to read and list, boto3 to write.
 
 Both are set by the variables that boto3 reads, try again with growing pauses, and give what is left after that as a
 StorageError of one line. Credentials come from the environment, never from an address: addresses get into artifacts.
@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import botocore.config
+import pyarrow as pa
 import pyarrow.fs
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -47,6 +48,71 @@ REMEDIES = {
     "signaturedoesnotmatch": "the secret does not fit the key; correct AWS_SECRET_ACCESS_KEY",
 }
 """What to do, by the code of S3, botocore or Arrow without its case, underscores and "Error"."""
+
+
+UNMET = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+"""A condition that does not hold, or that was decided at the same moment for another, or an object that is gone."""
+ONE_REQUEST = 64 * 2**20
+"""Bytes up to which an object is written by one request. A larger upload can go on after a fault of the network."""
+
+
+def put(uri: str, data: bytes | pa.Buffer) -> None:
+    """Write an object, whole or not at all: it is there when its last byte has arrived.
+
+    A process that is killed leaves nothing, or an unfinished upload, which is no object.
+    """
+    bucket, key = bucket_and_key(uri)
+    with refusals(uri):
+        if len(data) <= ONE_REQUEST:
+            client().put_object(Bucket=bucket, Key=key, Body=pa.BufferReader(data))
+        else:
+            client().upload_fileobj(pa.BufferReader(data), bucket, key)
+
+
+def put_if(uri: str, data: bytes | pa.Buffer, etag: str | None) -> str | None:
+    """Write an object if there is one with this ETag, or none (None); give the new ETag, or None if nothing was written."""
+    bucket, key = bucket_and_key(uri)
+    condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+    with refusals(uri):
+        try:
+            answer = client().put_object(Bucket=bucket, Key=key, Body=pa.BufferReader(data), **condition)
+            return str(answer["ETag"])
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in UNMET:
+                raise
+    # A first try may have been carried out and not answered: then the second one finds the first one's object.
+    now = version(uri)
+    return now if now is not None and now != etag and _is(uri, data) else None
+
+
+def _is(uri: str, data: bytes | pa.Buffer) -> bool:
+    bucket, key = bucket_and_key(uri)
+    with refusals(uri):
+        return bool(client().get_object(Bucket=bucket, Key=key)["Body"].read() == bytes(data))
+
+
+def version(uri: str) -> str | None:
+    """The ETag of an object; None if it is not there."""
+    bucket, key = bucket_and_key(uri)
+    with refusals(uri):
+        try:
+            return str(client().head_object(Bucket=bucket, Key=key)["ETag"])
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+                raise
+    return None
+
+
+def delete(uri: str, etag: str | None = None) -> None:
+    """Delete an object, if there is one and it has this ETag."""
+    bucket, key = bucket_and_key(uri)
+    condition = {} if etag is None else {"IfMatch": etag}
+    with refusals(uri):
+        try:
+            client().delete_object(Bucket=bucket, Key=key, **condition)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in UNMET:
+                raise
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:

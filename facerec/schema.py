@@ -78,7 +78,7 @@ ALIGNED = pa.schema(
 INDEX = pa.schema(
     [
         ("identity", pa.string()),
-        ("file", pa.string()),  # relative to the dataset
+        ("file", pa.string()),  # name of a file of faces; the manifest says where it is
         ("row_group", pa.int32()),
         ("first_row", pa.int32()),  # within the row group
         ("rows", pa.int32()),

@@ -1,6 +1,6 @@
 """Bytes by URI: local paths and s3:// behind the same few verbs, writes whole or not at all.
 
-Local files are written beside their place and renamed; an S3 object appears only when its upload completes.
+A local file is written beside its place and renamed. An object on S3 appears when its last byte has arrived.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ READERS = 8
 """Files read at once where many are."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """A disk that is full, or not ours to write."""
+UNSYNCED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+"""A file system, often of a network, that has no fsync for folders."""
 FILES = 500
 """Files whose rows are held together."""
 
@@ -78,16 +80,45 @@ def read_bytes(uri: str) -> bytes:
         return bytes(file.read())
 
 
+def written(data: bytes | pa.Buffer) -> Written:
+    """What a write of these bytes leaves."""
+    return Written(len(data), hashlib.sha256(data).hexdigest())
+
+
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> Written:
     """Write whole or not at all, replacing what was there."""
-    written = Written(len(data), hashlib.sha256(data).hexdigest())
-    with _resolve(uri) as (filesystem, path):
-        if is_s3(uri):
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
-        else:
-            _write_local(path, data)
-    return written
+    if is_s3(uri):
+        s3.put(uri, data)
+    else:
+        with _staged(absolute(uri), data) as (staged, path):
+            os.replace(staged, path)
+    return written(data)
+
+
+def version(uri: str) -> str | None:
+    """What changes whenever a file is written: its ETag, or its inode, time and size. None if there is no file."""
+    if is_s3(uri):
+        return s3.version(uri)
+    try:
+        found = os.stat(absolute(uri))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+
+def replace(uri: str, data: bytes | pa.Buffer, before: str | None) -> str | None:
+    """Write whole or not at all if the file is still of the version ``before``; None: if there is no file.
+
+    Gives the new version, or None if the file is of another version and stays as it is. On S3 this is one atomic step; on
+    disk the folder's lock keeps others away between the comparison and the rename.
+    """
+    if is_s3(uri):
+        return s3.put_if(uri, data, before)
+    with _staged(absolute(uri), data) as (staged, path):
+        if version(uri) != before:
+            return None
+        os.replace(staged, path)
+    return version(uri)
 
 
 @contextlib.contextmanager
@@ -103,19 +134,34 @@ def writing(path: str) -> Iterator[None]:
         ) from None
 
 
-def _write_local(path: str, data: bytes | pa.Buffer) -> None:
-    staged = f"{path}.{uuid.uuid4().hex}.tmp"
+@contextlib.contextmanager
+def _staged(path: str, data: bytes | pa.Buffer) -> Iterator[tuple[str, str]]:
+    """A file with the data beside ``path``, to be renamed to it within the block, and ``path``; on disk when it ends."""
+    staged, folder = f"{path}.{uuid.uuid4().hex}.tmp", os.path.dirname(path)
     try:
         with writing(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.makedirs(folder, exist_ok=True)
             with open(staged, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(staged, path)
+            yield staged, path
+            _sync_folder(folder)
     finally:
-        if os.path.exists(staged):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(staged)
+
+
+def _sync_folder(folder: str) -> None:
+    """Put a rename on disk, where the file system can do that for a folder."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+    finally:
+        os.close(opened)
 
 
 def exists(uri: str) -> bool:
@@ -150,6 +196,10 @@ def list_tree(uri: str) -> list[str]:
 
 def remove_tree(uri: str) -> None:
     """Remove a folder and all below it; a folder that is not there is no error."""
+    if is_s3(uri):
+        for found in list_tree(uri):
+            s3.delete(found)
+        return
     with _resolve(uri) as (filesystem, path):
         if filesystem.get_file_info(path).type == pa.fs.FileType.Directory:
             filesystem.delete_dir(path)
@@ -157,9 +207,19 @@ def remove_tree(uri: str) -> None:
 
 def remove_file(uri: str) -> None:
     """Remove a file; one that is not there is no error."""
-    with _resolve(uri) as (filesystem, path):
-        if filesystem.get_file_info(path).type == pa.fs.FileType.File:
-            filesystem.delete_file(path)
+    if is_s3(uri):
+        s3.delete(uri)
+    else:
+        with writing(uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(absolute(uri))
+
+
+def remove_version(uri: str, version_there: str) -> None:
+    """Remove a file if it is still of this version."""
+    if is_s3(uri):
+        s3.delete(uri, version_there)
+    elif version(uri) == version_there:
+        remove_file(uri)
 
 
 def read_json(uri: str) -> dict[str, Any]:
@@ -174,8 +234,13 @@ def read_json(uri: str) -> dict[str, Any]:
 
 
 def write_json(uri: str, value: Any) -> Written:
-    """Sorted keys, so equal content is equal bytes."""
-    return write_bytes(uri, (json.dumps(value, sort_keys=True, indent=2) + "\n").encode())
+    """Write a JSON document."""
+    return write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A JSON document with sorted keys, so that equal content is equal bytes."""
+    return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
 
 
 def read_table(
@@ -242,7 +307,12 @@ def gather(
 
 
 def write_table(uri: str, table: pa.Table, *, row_groups: Sequence[int] | int | None = None) -> Written:
-    """A Parquet file, whole or not at all; ``row_groups`` are their sizes, or the size of all, by default Arrow's choice.
+    """Write a Parquet file, whole or not at all."""
+    return write_bytes(uri, parquet(table, row_groups))
+
+
+def parquet(table: pa.Table, row_groups: Sequence[int] | int | None = None) -> pa.Buffer:
+    """A Parquet file in memory; ``row_groups`` are the sizes of its row groups, or one size for all of them.
 
     Photographs are compressed already, so ``image.bytes`` is stored as it is and readers get it without a copy.
     """
@@ -258,7 +328,7 @@ def write_table(uri: str, table: pa.Table, *, row_groups: Sequence[int] | int | 
                 first += rows
         else:
             writer.write_table(table, row_groups)
-    return write_bytes(uri, sink.getvalue())
+    return sink.getvalue()
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

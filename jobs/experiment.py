@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 from trial import Equal, forget_attempts, has_begun, try_cell
 
-from facerec import nodes, publish, storage
+from facerec import lock, nodes, publish, storage
 from facerec.cli import main
 from facerec.errors import ConfigError
 from facerec.grid import cell_id, cells, with_settings
@@ -71,9 +71,9 @@ def run(config: ExperimentConfig) -> None:
     for cell in grid:
         with_settings(shared, cell)  # a fault of the grid, before anything is trained
     settings = {name: getattr(config, name) for name in ("equal", "amount")}
-    with ray_session(), publish.exclusive(out, "--out"):
+    with ray_session(), lock.exclusive(out, "--out") as fence:
         train = {f"train.{name}": value for name, value in shared.decisive().items() if name not in OWN}
-        publish.claim(out, {**settings, "faces": faces.digest, **train}, "--out")
+        publish.claim(fence, {**settings, "faces": faces.digest, **train}, "--out")
         nodes.require_shared(out, faces.folder)
         # A process a cell, so that its memory is its own; one that dies with its node is tried again.
         trial = ray.remote(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=-1, max_calls=1)(try_cell)

@@ -110,16 +110,17 @@ def test_no_manifest_no_dataset(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_run_is_refused_by_the_setting_that_differs(tmp_path: Path) -> None:
-    publish.claim(str(tmp_path / "x"), {"margin": 0.2}, "--run")
-    publish.claim(str(tmp_path / "x"), {"margin": 0.2}, "--run")
-    with pytest.raises(MismatchError, match=r"margin is 0\.2 there and 2\.0 here.*--run"):
-        publish.claim(str(tmp_path / "x"), {"margin": 2.0}, "--run")
+    with exclusive(str(tmp_path / "x"), "--run") as fence:
+        publish.claim(fence, {"margin": 0.2}, "--run")
+        publish.claim(fence, {"margin": 0.2}, "--run")
+        with pytest.raises(MismatchError, match=r"margin is 0\.2 there and 2\.0 here.*--run"):
+            publish.claim(fence, {"margin": 2.0}, "--run")
 
 
 def test_a_folder_with_foreign_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
-    with pytest.raises(MismatchError, match=r"thesis\.doc"):
-        publish.claim(str(tmp_path), {}, "--faces")
+    with exclusive(str(tmp_path), "--faces") as fence, pytest.raises(MismatchError, match=r"thesis\.doc"):
+        publish.claim(fence, {}, "--faces")
 
 
 def test_preprocessing_that_differs_names_both_sides() -> None:

@@ -93,12 +93,13 @@ def test_a_run_whose_answers_get_lost_knows_its_own_lease(server: Faults) -> Non
 
 
 def _publish_when_told(folder: str, held: object, go: object, said: object) -> None:
-    with lock.exclusive(folder, "--faces", LEASE):
+    with publish.exclusive(folder, "--faces", LEASE) as fence:
+        generation = publish.begin(fence)
         held.set()  # type: ignore[attr-defined]
         go.wait()  # type: ignore[attr-defined]
         for attempt in (
-            lambda: publish.write(folder, "generations/0001/faces.parquet", "faces", pa.table({"a": [1]})),
-            lambda: publish.publish(folder, 1, [], {"by": "the paused run"}),
+            lambda: generation.write("faces.parquet", "faces", pa.table({"a": [1]})),
+            lambda: generation.publish([], {"by": "the paused run"}),
         ):
             try:
                 said.put(str(attempt()))  # type: ignore[attr-defined]
@@ -116,15 +117,16 @@ def test_a_run_that_was_paused_and_replaced_publishes_nothing(
     paused.start()
     assert held.wait(60)
     os.kill(paused.pid or 0, signal.SIGSTOP)
-    with lock.exclusive(folder, "--faces", LEASE):
+    with publish.exclusive(folder, "--faces", LEASE) as fence:
         os.kill(paused.pid or 0, signal.SIGCONT)
         go.set()
         for _ in range(2):
             assert "lost the folder to another run" in said.get(timeout=60)
-        publish.publish(folder, 1, [], {"by": "the run that replaced it"})
+        made = publish.begin(fence)
+        made.publish([], {"by": "the run that replaced it"})
         paused.join()
     assert publish.open_dataset(folder, "jobs/align.py").manifest["by"] == "the run that replaced it"
-    assert _objects() == ["set/generations/0001/manifest.json", "set/manifest.json"]
+    assert _objects() == [f"set/{made.base}/manifest.json", "set/manifest.json"]
     printed = capfd.readouterr().out
     assert "it is taken over if that gives no sign of life within 3 s" in printed
     assert "taken over from another run" in printed

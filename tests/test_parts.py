@@ -15,9 +15,10 @@ from tests.support.aligner import FakeAligner, listing
 
 
 def test_a_finished_part_is_not_made_again_and_tells_the_same(tmp_path: Path) -> None:
-    photographs, folder = listing(3, 4).photographs, str(tmp_path / "parts")
-    told = publish.write_part(folder, photographs, lambda: FakeAligner()(photographs))
-    again = publish.write_part(folder, photographs, lambda: pytest.fail("made again"))
+    photographs = listing(3, 4).photographs
+    with publish.exclusive(str(tmp_path), "--out") as fence:
+        told = publish.write_part(fence, photographs, lambda: FakeAligner()(photographs))
+        again = publish.write_part(fence, photographs, lambda: pytest.fail("made again"))
     assert again.equals(told)
     (counts,) = told.to_pylist()
     assert counts["photographs"] == counts["faces"] + counts["rejects"] == 12
@@ -29,9 +30,10 @@ def test_faces_of_one_photograph_may_lie_in_two_parts(tmp_path: Path) -> None:
         column = pa.array([rows[name][0].as_py()] * 2, pa.string())
         rows = rows.set_column(rows.column_names.index(name), name, column)
     names = rows.select(["source_uri", "identity", "face_id"])
-    for face in range(2):
-        publish.write_part(str(tmp_path), names.slice(face, 1), partial(rows.slice, face, 1))
-    held = pa.concat_tables(storage.read_table(uri) for uri in storage.list_files(str(tmp_path)))
+    with publish.exclusive(str(tmp_path), "--out") as fence:
+        for face in range(2):
+            publish.write_part(fence, names.slice(face, 1), partial(rows.slice, face, 1))
+    held = pa.concat_tables(storage.read_table(uri) for uri in publish.parts(str(tmp_path)))
     assert sorted(held["face_id"].to_pylist()) == sorted(rows["face_id"].to_pylist())
 
 
@@ -41,13 +43,15 @@ def test_faces_that_are_left_out_of_a_photograph_are_no_rejected_photographs(tmp
     bystander = rows.filter(pc.is_null(rows["level"])).slice(0, 1).to_pylist()
     bystander[0] |= {"level": "face", "reason": "not_subject", "face_id": None}
     both = pa.concat_tables([rows, pa.Table.from_pylist(bystander, schema.ALIGNED)])
-    (counts,) = publish.write_part(str(tmp_path), photographs, lambda: both).to_pylist()
+    with publish.exclusive(str(tmp_path), "--out") as fence:
+        (counts,) = publish.write_part(fence, photographs, lambda: both).to_pylist()
     assert counts["photographs"] == counts["faces"] + counts["rejects"] == 12
 
 
 def test_a_claim_that_was_killed_half_written_can_be_made_again(tmp_path: Path) -> None:
     (tmp_path / "claim.json.0123abcd.tmp").write_text("{")
-    publish.claim(str(tmp_path), {"seed": 1}, "--out")
+    with publish.exclusive(str(tmp_path), "--out") as fence:
+        publish.claim(fence, {"seed": 1}, "--out")
     assert publish.claimed(str(tmp_path), {"seed": 1}, "--out")
 
 

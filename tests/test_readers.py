@@ -27,7 +27,7 @@ def pixels(data: bytes) -> NDArray[np.uint8]:
 def dataset(tmp_path: Path) -> publish.Dataset:
     """The second of two generations: what a reader must not mix up."""
     write_faces(tmp_path / "faces", PEOPLE - 1, EACH, side=64)
-    return write_faces(tmp_path / "faces", PEOPLE, EACH, side=64, generation=2)
+    return write_faces(tmp_path / "faces", PEOPLE, EACH, side=64)
 
 
 def test_duckdb_reads_the_faces_that_the_manifest_names(dataset: publish.Dataset) -> None:

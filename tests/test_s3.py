@@ -11,17 +11,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow as pa
 import pytest
 
-from facerec import publish, storage
+from facerec import publish, s3, storage
 from facerec.alignment import sources
 from facerec.alignment.pipeline import AlignConfig, align_source
 from facerec.errors import ConfigError, StorageError
 from facerec.synthetic import SyntheticConfig, write_collection
-from tests.support.s3 import SECRET, Fault, Faults, forget, s3_server
+from tests.support.generations import generation
+from tests.support.s3 import SECRET, Fault, Faults, Respond, forget, s3_server
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,13 +44,14 @@ def test_files_tables_and_manifests_live_in_s3_as_on_disk(bucket: str) -> None:
     assert not storage.exists(folder)
     assert storage.list_files(folder) == []
     table = pa.table({"a": [1, 2]})
-    entry = publish.write(folder, "generations/0001/rows.parquet", "faces", table)
-    publish.publish(folder, 1, [entry], {"preprocessing": {}})
+    with generation(folder) as made:
+        entry = made.write("rows.parquet", "faces", table)
+        made.publish([entry], {"preprocessing": {}})
     dataset = publish.open_dataset(folder, "jobs/align.py")
     assert dataset.read("faces").equals(table)
-    data = storage.read_bytes(f"{folder}/generations/0001/rows.parquet")
+    data = storage.read_bytes(f"{folder}/{made.base}/rows.parquet")
     assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    assert storage.list_folders(f"{folder}/generations") == [f"{folder}/generations/0001"]
+    assert storage.list_folders(f"{folder}/generations") == [f"{folder}/{made.base}"]
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(f"{folder}/missing")
 
@@ -147,14 +150,24 @@ def test_what_the_user_can_mend_is_one_line_within_seconds(
     assert time.monotonic() - started < 20
 
 
-@pytest.mark.usefixtures("server")
-def test_a_refusal_of_arrows_is_one_line_too() -> None:
-    with pytest.raises(StorageError, match=r"s3://nobody/x: NO_SUCH_BUCKET from S3 .*create the bucket"):
+def test_a_refusal_of_boto3_or_arrow_is_one_line(server: Faults) -> None:
+    with pytest.raises(StorageError, match=r"s3://nobody/x: NoSuchBucket from S3 .*create the bucket"):
         storage.write_bytes("s3://nobody/x", b"x")
+    server.moto = _denied
+    with pytest.raises(StorageError, match=r"s3://faces/x: ACCESS_DENIED from S3 .*s3:GetObject"):
+        storage.read_bytes("s3://faces/x")
 
 
-def test_every_kind_of_request_is_tried_again_after_500_and_503(bucket: str, server: Faults) -> None:
+def _denied(_: dict[str, Any], respond: Respond) -> list[bytes]:
+    respond("403 Forbidden", [("Content-Type", "application/xml")])
+    return [b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"]
+
+
+def test_every_kind_of_request_is_tried_again_after_500_and_503(
+    bucket: str, server: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether the server failed before it did what was asked, or after."""
+    monkeypatch.setattr(s3, "ONE_REQUEST", 8 * 2**20)
     kinds = ("list", "head", "get", "put", "multipart")
     server.due = [Fault(kind, *fault) for kind in kinds for fault in ((500, True), (503, False))]
     large = secrets.token_bytes(12 * 2**20)

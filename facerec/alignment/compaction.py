@@ -22,8 +22,10 @@ from facerec import ledger, publish, schema, seeding, storage
 from facerec.alignment.sources import Listing
 from facerec.errors import SourceError
 from facerec.ledger import numbered
+from facerec.lock import Fence
 from facerec.phash import near_duplicates
 from facerec.photographs import digest
+from facerec.publish import Generation
 from facerec.session import on_whole_blocks
 
 CHUNK = 16
@@ -36,23 +38,23 @@ SHARD = 16
 I64 = NDArray[np.int64]
 
 
-def compact(folder: str, listing: Listing, about: dict[str, Any], seed: int) -> publish.Dataset:
+def compact(fence: Fence, listing: Listing, about: dict[str, Any], seed: int) -> publish.Dataset:
     """Write the next generation from all finished parts of photographs still listed, and publish it.
 
-    ``about`` stands in the manifest as it is: the configuration and the preprocessing contract.
+    ``about`` goes into the manifest as it is: the configuration and the preprocessing contract.
     """
-    parts = storage.list_files(storage.join(folder, "parts"), ".parquet")
+    parts = publish.parts(fence.folder)
     found = ledger.account(parts, listing.photographs)
     faces, rejects = found.faces, found.rejects
     if not faces.num_rows:
         raise SourceError(
             f"none of {listing.photographs.num_rows} photographs gave a face ({found.reasons('image')}); see --detection.min_confidence"
         )
-    generation, base = publish.next_generation(folder)
-    layout = _lay_out(faces["identity"], base, seed)
-    files = _write_shards(folder, base, layout.plan(faces), parts)
+    generation = publish.begin(fence)
+    layout = _lay_out(faces["identity"], seed)
+    files = _write_shards(generation, layout.plan(faces), parts)
     tables = {"rejects": rejects, "index": layout.index, "near_duplicates": _near_duplicates(faces)}
-    files += [publish.write(folder, f"{base}/{kind}.parquet", kind, table) for kind, table in tables.items()]
+    files += [generation.write(f"{kind}.parquet", kind, table) for kind, table in tables.items()]
     near_duplicates = {"near_duplicate_groups": pc.count_distinct(tables["near_duplicates"]["group"]).as_py()}
     told = {
         "listing": digest(listing.photographs),
@@ -60,8 +62,8 @@ def compact(folder: str, listing: Listing, about: dict[str, Any], seed: int) -> 
         "core_seconds": found.core_seconds,
         "label_conflicts": _label_conflicts(faces),
     }
-    erased = {name: value for name, value in publish.current(folder).items() if name == "erased"}
-    return publish.publish(folder, generation, files, about | told | erased)
+    erased = {name: value for name, value in publish.current(fence.folder).items() if name == "erased"}
+    return generation.publish(files, about | told | erased)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Layout:
         return [table.slice(at, end - at) for at, end in pairwise([0, *ends.tolist(), table.num_rows])]
 
 
-def _lay_out(identities: pa.ChunkedArray, base: str, seed: int) -> Layout:
+def _lay_out(identities: pa.ChunkedArray, seed: int) -> Layout:
     """Chunks of one identity in seeded shuffled order; within an identity, faces are shuffled too."""
     codes, names = numbered(identities)
     order, faces = np.argsort(codes, kind="stable"), np.bincount(codes)
@@ -97,7 +99,7 @@ def _lay_out(identities: pa.ChunkedArray, base: str, seed: int) -> Layout:
     firsts, sizes = (np.cumsum(sizes) - sizes)[chunks], sizes[chunks]
     starts = np.cumsum(sizes) - sizes  # of each chunk, in the shards' order
     groups, first_rows = row_groups(sizes)
-    files = [_shard(base, number) for number in range(groups[-1] // SHARD + 1)]
+    files = [_shard(number) for number in range(groups[-1] // SHARD + 1)]
     index = {
         "identity": names.take(pa.array(np.repeat(np.arange(len(whole)), whole)[chunks])),
         "file": pa.array(files).take(pa.array(groups // SHARD)),
@@ -127,15 +129,15 @@ def row_groups(chunks: I64) -> tuple[I64, I64]:
     return groups, starts - starts[np.searchsorted(groups, groups)]
 
 
-def _shard(base: str, number: int) -> str:
-    return f"{base}/faces-{number:05d}.parquet"
+def _shard(number: int) -> str:
+    return f"faces-{number:05d}.parquet"
 
 
-def _write_shards(folder: str, base: str, plan: list[pa.Table], parts: list[str]) -> list[dict[str, Any]]:
+def _write_shards(generation: Generation, plan: list[pa.Table], parts: list[str]) -> list[dict[str, Any]]:
     """Write the shards, each by one task; gives their entries of the manifest, in order."""
     written = on_whole_blocks(plan).map_batches(
         _write_shard,  # type: ignore[arg-type]  # Ray's stub has no fn_args in it
-        fn_args=(folder, base, parts),
+        fn_args=(generation, parts),
         batch_size=None,
         batch_format="pyarrow",
     )
@@ -146,12 +148,12 @@ def _write_shards(folder: str, base: str, plan: list[pa.Table], parts: list[str]
     return sorted(entries, key=lambda entry: str(entry["path"]))
 
 
-def _write_shard(plan: pa.Table, folder: str, base: str, parts: list[str]) -> pa.Table:
+def _write_shard(plan: pa.Table, generation: Generation, parts: list[str]) -> pa.Table:
     """Gather a shard's faces from the parts and write it; gives its entry of the manifest."""
     groups, sizes = np.unique(plan["row_group"], return_counts=True)
-    path = _shard(base, groups[0] // SHARD)
+    name = _shard(groups[0] // SHARD)
     table = storage.gather(parts, plan["part"].to_numpy(), plan["row"].to_numpy(), schema.FACES.names)
-    entry = publish.write(folder, path, "faces", table.cast(schema.FACES), row_groups=sizes.tolist())
+    entry = generation.write(name, "faces", table.cast(schema.FACES), row_groups=sizes.tolist())
     return pa.table({name: [value] for name, value in entry.items()})
 
 

@@ -21,6 +21,7 @@ from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
 from facerec.alignment.sources import Listing
 from facerec.errors import ConfigError
+from facerec.lock import Fence
 from facerec.photographs import in_order
 from facerec.progress import Progress
 from facerec.session import on_whole_blocks
@@ -42,8 +43,8 @@ def align_source(config: AlignConfig, listing: Listing | None = None) -> publish
     """
     listing = listing or listed(config)
     out = storage.absolute(config.out)
-    with publish.exclusive(out, "--out"):
-        publish.claim(out, config.deciding(), "--out")
+    with publish.exclusive(out, "--out") as fence:
+        publish.claim(fence, config.deciding(), "--out")
         nodes.require_shared(out, storage.absolute(config.source))
         missing = ledger.missing(publish.parts(out), listing.photographs)
         print(
@@ -57,13 +58,13 @@ def align_source(config: AlignConfig, listing: Listing | None = None) -> publish
         if missing.num_rows:
             progress = Progress("align", missing.num_rows, Prometheus("facerec_align", out))
             with nodes.NodeSeconds() as held:
-                for part in written_parts(out, missing, config):
+                for part in written_parts(fence, missing, config):
                     progress.add(part)
                     lock.require_held(out)
             progress.say()
             print(f"align: {held.of(missing.num_rows, 'photographs')}", flush=True)
         about = {"config": asdict(config), "preprocessing": config.preprocessing.to_json()}
-        return compaction.compact(out, listing, about, config.seed)
+        return compaction.compact(fence, listing, about, config.seed)
 
 
 def plan(config: AlignConfig, listing: Listing | None = None) -> dict[str, object]:
@@ -100,7 +101,7 @@ def _without_names(listing: Listing) -> Listing:
 
 
 def written_parts(
-    out: str, photographs: pa.Table, config: AlignConfig, aligner: MakeAligner = Aligner
+    fence: Fence, photographs: pa.Table, config: AlignConfig, aligner: MakeAligner = Aligner
 ) -> Iterator[dict[str, Any]]:
     """Align and write part by part; yields the counts of each as it is finished.
 
@@ -109,7 +110,7 @@ def written_parts(
     parts = [photographs.slice(at, config.part) for at in range(0, photographs.num_rows, config.part)]
     written = on_whole_blocks(parts).map_batches(
         PartAligner,
-        fn_constructor_args=(config, storage.join(out, "parts"), aligner),
+        fn_constructor_args=(config, fence, aligner),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(config.actors or len(parts), len(parts))),
@@ -125,9 +126,9 @@ class PartAligner:
     lacks, however little the stage asks for.
     """
 
-    def __init__(self, config: AlignConfig, folder: str, aligner: MakeAligner) -> None:
-        self._aligner, self._folder = aligner(config), folder
+    def __init__(self, config: AlignConfig, fence: Fence, aligner: MakeAligner) -> None:
+        self._aligner, self._fence = aligner(config), fence
 
     def __call__(self, photographs: pa.Table) -> pa.Table:
         """schema.PHOTOGRAPHS rows of a part to one row of counts."""
-        return publish.write_part(self._folder, photographs, lambda: self._aligner(photographs))
+        return publish.write_part(self._fence, photographs, lambda: self._aligner(photographs))

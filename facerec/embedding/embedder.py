@@ -12,6 +12,7 @@ import torch
 
 from facerec import publish, schema, storage
 from facerec.embedding.config import EmbedConfig
+from facerec.lock import Fence
 from facerec.models.backends import settled_backend
 from facerec.models.embedder import build
 from facerec.models.format import Card, read_card
@@ -39,11 +40,11 @@ def checked_card(config: EmbedConfig, preprocessing: dict[str, Any], whose: str)
 
 
 def claimed(
-    out: str, config: EmbedConfig, card: Card, origin: dict[str, Any], *, dry: bool = False
+    out: str, config: EmbedConfig, card: Card, origin: dict[str, Any], fence: Fence | None = None
 ) -> EmbedConfig:
-    """Claim the folder for this model and origin; gives the settings with their precision settled and the model's path whole.
+    """Claim the folder for this model and origin; gives the settings with their precision settled and an absolute model path.
 
-    Raises MismatchError where it holds another model's vectors, or others' in any way. ``dry`` only looks.
+    Raises MismatchError if it holds another model's vectors, or others in any way. Without a fence it only looks.
     """
     uri = storage.join(out, "claim.json")
     begun = storage.read_json(uri).get("precision") if storage.exists(uri) else None
@@ -57,7 +58,10 @@ def claimed(
         "precision": config.precision,
         "flip": config.flip,
     }
-    (publish.claimed if dry else publish.claim)(out, deciding | origin, "--out")
+    if fence:
+        publish.claim(fence, deciding | origin, "--out")
+    else:
+        publish.claimed(out, deciding | origin, "--out")
     return config
 
 

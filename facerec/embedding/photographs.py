@@ -31,6 +31,7 @@ from facerec.embedding.embedder import (
     pool,
     unpacked,
 )
+from facerec.lock import Fence
 from facerec.photographs import digest
 from facerec.progress import Progress
 from facerec.session import on_whole_blocks, one_core
@@ -67,8 +68,8 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
     """Embed the faces of the photographs that are not done yet, and publish. Raises before any work where things do not fit."""
     card = checked_card(config, photographs.preprocessing, "the photographs' faces")
     out, listed = storage.absolute(config.out), photographs.listed
-    with publish.exclusive(out, "--out"):
-        config = claimed(out, config, card, photographs.deciding)
+    with publish.exclusive(out, "--out") as fence:
+        config = claimed(out, config, card, photographs.deciding, fence)
         nodes.require_shared(out, storage.absolute(config.model), *_one_that_is_there(listed))
         missing = ledger.missing(publish.parts(out), listed)
         print(
@@ -87,12 +88,12 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
         if missing.num_rows:
             progress = Progress("embed", missing.num_rows, Prometheus("facerec_embed", out))
             with nodes.NodeSeconds() as held:
-                for part in written_parts(out, missing, photographs, config, stamp, apart=config.gpu):
+                for part in written_parts(fence, missing, photographs, config, stamp, apart=config.gpu):
                     progress.add(part)
                     lock.require_held(out)
             progress.say()
             print(f"embed: {held.of(missing.num_rows, 'photographs')}", flush=True)
-        return _publish(out, photographs, about(config, card))
+        return _publish(fence, photographs, about(config, card))
 
 
 def _one_that_is_there(listed: pa.Table) -> list[str]:
@@ -104,7 +105,7 @@ def plan_photographs(photographs: Photographs, config: EmbedConfig) -> dict[str,
     """What embed_photographs would do, for people; raises what it would, and writes nothing."""
     card = checked_card(config, photographs.preprocessing, "the photographs' faces")
     out, listed = storage.absolute(config.out), photographs.listed
-    config = claimed(out, config, card, photographs.deciding, dry=True)
+    config = claimed(out, config, card, photographs.deciding)
     missing = ledger.missing(publish.parts(out), listed).num_rows
     return {
         "photographs": f"{listed.num_rows:,} ({photographs.ignored:,} other files ignored)",
@@ -114,7 +115,13 @@ def plan_photographs(photographs: Photographs, config: EmbedConfig) -> dict[str,
 
 
 def written_parts(
-    out: str, missing: pa.Table, photographs: Photographs, config: EmbedConfig, stamp: Stamp, *, apart: bool
+    fence: Fence,
+    missing: pa.Table,
+    photographs: Photographs,
+    config: EmbedConfig,
+    stamp: Stamp,
+    *,
+    apart: bool,
 ) -> Iterator[dict[str, Any]]:
     """Align, embed and write part by part; yields the counts of each as it is finished.
 
@@ -122,7 +129,7 @@ def written_parts(
     """
     parts = [missing.slice(at, photographs.part) for at in range(0, missing.num_rows, photographs.part)]
     blocks = on_whole_blocks([packed(part) for part in parts])
-    embedding = (config, stamp, storage.join(out, "parts"))
+    embedding = (config, stamp, fence)
     if apart and not one_core():
         aligned = blocks.map_batches(
             PartAligner,
@@ -160,8 +167,8 @@ class PartAligner:
 class AlignedEmbedder:
     """Embeds a part's faces and writes them, with its rejects."""
 
-    def __init__(self, config: EmbedConfig, stamp: Stamp, folder: str) -> None:
-        self._embed, self._folder = RowEmbedder(config, stamp), folder
+    def __init__(self, config: EmbedConfig, stamp: Stamp, fence: Fence) -> None:
+        self._embed, self._fence = RowEmbedder(config, stamp), fence
 
     def rows(self, part: pa.Table) -> pa.Table:
         """schema.ALIGNED rows to schema.EMBEDDED ones."""
@@ -174,21 +181,21 @@ class AlignedEmbedder:
         part = unpacked(batch)
         took = part[TOOK][0].as_py()
         photographs = part.select(schema.PHOTOGRAPHS.names)
-        return publish.write_part(self._folder, photographs, lambda: self.rows(part), before_s=took)
+        return publish.write_part(self._fence, photographs, lambda: self.rows(part), before_s=took)
 
 
 class PhotographEmbedder:
     """Both in turn."""
 
     def __init__(
-        self, make_align: Callable[[], Align], config: EmbedConfig, stamp: Stamp, folder: str
+        self, make_align: Callable[[], Align], config: EmbedConfig, stamp: Stamp, fence: Fence
     ) -> None:
-        self._align, self._embed, self._folder = make_align(), AlignedEmbedder(config, stamp, folder), folder
+        self._align, self._embed, self._fence = make_align(), AlignedEmbedder(config, stamp, fence), fence
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Packed schema.PHOTOGRAPHS rows to one row of counts."""
         part = unpacked(batch)
-        return publish.write_part(self._folder, part, lambda: self._embed.rows(self._align(part)))
+        return publish.write_part(self._fence, part, lambda: self._embed.rows(self._align(part)))
 
 
 def _embedded(rows: pa.Table) -> pa.Table:
@@ -202,20 +209,20 @@ def _embedded(rows: pa.Table) -> pa.Table:
     return pa.table(columns, schema=schema.EMBEDDED)
 
 
-def _publish(out: str, photographs: Photographs, told: dict[str, Any]) -> publish.Dataset:
+def _publish(fence: Fence, photographs: Photographs, told: dict[str, Any]) -> publish.Dataset:
     """Vectors in the order of the photographs, and the rejects; a copy of a photograph is one."""
-    parts = publish.parts(out)
+    parts = publish.parts(fence.folder)
     found = ledger.account(parts, photographs.listed)
-    generation, base = publish.next_generation(out)
+    generation = publish.begin(fence)
     files = []
     for number in range(max(1, -(-found.faces.num_rows // FILE_ROWS))):
         faces = found.faces.slice(number * FILE_ROWS, FILE_ROWS)
         rows = storage.gather(
             parts, faces["part"].to_numpy(), faces["row"].to_numpy(), schema.EMBEDDINGS.names
         )
-        path = f"{base}/embeddings-{number:05d}.parquet"
-        files.append(publish.write(out, path, "embeddings", rows.cast(schema.EMBEDDINGS)))
-    files.append(publish.write(out, f"{base}/rejects.parquet", "rejects", found.rejects))
+        name = f"embeddings-{number:05d}.parquet"
+        files.append(generation.write(name, "embeddings", rows.cast(schema.EMBEDDINGS)))
+    files.append(generation.write("rejects.parquet", "rejects", found.rejects))
     described = {
         **told,
         "source": photographs.deciding,
@@ -225,4 +232,4 @@ def _publish(out: str, photographs: Photographs, told: dict[str, Any]) -> publis
         "core_seconds": found.core_seconds,
         "counts": found.counts(photographs.listed.num_rows, photographs.ignored),
     }
-    return publish.publish(out, generation, files, described)
+    return generation.publish(files, described)

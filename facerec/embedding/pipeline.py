@@ -29,6 +29,7 @@ from facerec.embedding.embedder import (
     unpacked,
 )
 from facerec.errors import DatasetError
+from facerec.lock import Fence
 from facerec.session import on_whole_blocks
 from facerec.telemetry import Prometheus
 
@@ -44,8 +45,8 @@ def embed_faces(config: EmbedConfig) -> publish.Dataset:
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     card = checked_card(config, faces.preprocessing, f"the faces {config.faces}")
     out = storage.absolute(config.out)
-    with publish.exclusive(out, "--out"):
-        config = claimed(out, config, card, {"faces": faces.folder})
+    with publish.exclusive(out, "--out") as fence:
+        config = claimed(out, config, card, {"faces": faces.folder}, fence)
         nodes.require_shared(out, faces.folder, storage.absolute(config.model))
         if publish.current(out).get("faces_digest") == faces.digest:
             print(f"embed: {config.out}: finished already", flush=True)
@@ -66,7 +67,7 @@ def embed_faces(config: EmbedConfig) -> publish.Dataset:
         print(f"embed: {faces.manifest['counts']['faces']} faces, {total} to embed", flush=True)
         gauges, began = Prometheus("facerec_embed", out), time.monotonic()
         with nodes.NodeSeconds() as spent:
-            for part in _written(out, missing, config, stamp):
+            for part in _written(fence, missing, config, stamp):
                 lock.require_held(out)
                 done += part["faces"]
                 print(f"embed: {done}/{total} faces", flush=True)
@@ -74,7 +75,7 @@ def embed_faces(config: EmbedConfig) -> publish.Dataset:
                 gauges.write({"faces": done, "faces_left": total - done, "faces_per_s": rate})
         if total:
             print(f"embed: {spent.of(total, 'faces')}", flush=True)
-        return _publish(out, faces, shards, about(config, card))
+        return _publish(fence, faces, shards, about(config, card))
 
 
 def plan_faces(config: EmbedConfig) -> dict[str, object]:
@@ -82,7 +83,7 @@ def plan_faces(config: EmbedConfig) -> dict[str, object]:
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     card = checked_card(config, faces.preprocessing, f"the faces {config.faces}")
     out = storage.absolute(config.out)
-    config = claimed(out, config, card, {"faces": faces.folder}, dry=True)
+    config = claimed(out, config, card, {"faces": faces.folder})
     held = Held.read(publish.parts(out))
     missing = sum(int((~held.holds(ids)).sum()) for ids in _face_ids(faces).values())
     return {
@@ -138,13 +139,15 @@ class Held:
         return storage.gather(self._parts, self._part[at], self._row[at], schema.EMBEDDINGS.names)
 
 
-def _written(out: str, parts: list[pa.Table], config: EmbedConfig, stamp: Stamp) -> Iterator[dict[str, Any]]:
+def _written(
+    fence: Fence, parts: list[pa.Table], config: EmbedConfig, stamp: Stamp
+) -> Iterator[dict[str, Any]]:
     """Embed and write part by part; yields the counts of each as it is finished."""
     if not parts:
         return
     written = on_whole_blocks([packed(part) for part in parts]).map_batches(
         ShardEmbedder,
-        fn_constructor_args=(config, stamp, storage.join(out, "parts")),
+        fn_constructor_args=(config, stamp, fence),
         **pool(config, len(parts)),
     )
     yield from written.iter_rows()
@@ -153,15 +156,15 @@ def _written(out: str, parts: list[pa.Table], config: EmbedConfig, stamp: Stamp)
 class ShardEmbedder:
     """The job's actor: reads a part's faces, embeds them and writes the vectors."""
 
-    def __init__(self, config: EmbedConfig, stamp: Stamp, folder: str) -> None:
-        self._embed, self._folder = RowEmbedder(config, stamp), folder
+    def __init__(self, config: EmbedConfig, stamp: Stamp, fence: Fence) -> None:
+        self._embed, self._fence = RowEmbedder(config, stamp), fence
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A packed part, rows of one shard by its URI (``shard``) and their numbers (``row``), to one row of counts."""
         began, part = time.monotonic(), unpacked(batch)
         faces = storage.read_rows(part["shard"][0].as_py(), part["row"].to_numpy(), COLUMNS)
         return publish.write_part(
-            self._folder,
+            self._fence,
             faces.select([*schema.PHOTOGRAPHS.names, "face_id"]),
             lambda: self._embed(faces).select(schema.EMBEDDINGS.names).cast(schema.EMBEDDINGS),
             before_s=time.monotonic() - began,
@@ -169,11 +172,11 @@ class ShardEmbedder:
 
 
 def _publish(
-    out: str, faces: publish.Dataset, shards: dict[str, pa.ChunkedArray], told: dict[str, Any]
+    fence: Fence, faces: publish.Dataset, shards: dict[str, pa.ChunkedArray], told: dict[str, Any]
 ) -> publish.Dataset:
-    """One file a shard, of its faces in its order."""
-    generation, base = publish.next_generation(out)
-    held = Held.read(publish.parts(out))
+    """One file per shard, of its faces in its order."""
+    generation = publish.begin(fence)
+    held = Held.read(publish.parts(fence.folder))
     column = schema.EMBEDDINGS.get_field_index("faces_generation")
     files = []
     for number, (uri, ids) in enumerate(shards.items()):
@@ -184,7 +187,7 @@ def _publish(
             [faces.generation] * rows.num_rows, pa.int32()
         )  # older parts name the one they saw
         rows = rows.set_column(column, "faces_generation", made_of).cast(schema.EMBEDDINGS)
-        files.append(publish.write(out, f"{base}/embeddings-{number:05d}.parquet", "embeddings", rows))
+        files.append(generation.write(f"embeddings-{number:05d}.parquet", "embeddings", rows))
     described = {
         **told,
         "faces_generation": faces.generation,
@@ -192,4 +195,4 @@ def _publish(
         "core_seconds": held.core_seconds,
         "counts": {"faces": sum(file["rows"] for file in files)},
     }
-    return publish.publish(out, generation, files, described)
+    return generation.publish(files, described)

@@ -14,14 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facerec import lock, photographs, publish, schema, storage
+from facerec import photographs, publish, schema, storage
 from facerec.erasure.forgotten import Forgotten
 from facerec.erasure.tables import Loss, Moved, loss, regrouped, reindexed, without
 from facerec.errors import DatasetError
+from facerec.lock import Fence
 
 SHARDED = ("faces", "embeddings", "names")
 """Kinds of many files: one that nothing is left of is dropped, but for the last."""
-HEAD = ("schema_version", "code_version", "generation", "files")
+HEAD = ("schema_version", "code_version", "generation", "writer", "history", "files")
 
 
 @dataclass(frozen=True)
@@ -62,94 +63,86 @@ def survey(folder: str, forgotten: Forgotten) -> Survey:
     """Look, and change nothing."""
     parts = [uri for uri in _parquet(storage.join(folder, "parts")) if loss(uri, forgotten)]
     rows, called = Counter[str](), 0
-    for entry in _manifest(folder).get("files", []):
+    for entry in publish.current(folder).get("files", []):
         lost = loss(storage.join(folder, entry["path"]), forgotten) if entry["kind"] != "index" else None
         if lost:
             rows[entry["kind"]] += int((~lost.keep).sum())
             called += lost.called
     live = _named(folder)
     holding = {uri for uri in _parquet(storage.join(folder, "generations")) if loss(uri, forgotten)}
-    held = any(rows.values()) or called or _conflicting(_manifest(folder), forgotten)
+    held = any(rows.values()) or called or _conflicting(publish.current(folder), forgotten)
     return Survey(folder, parts, rows, called, bool(held or holding & live), bool(holding - live))
 
 
-def erase(found: Survey, forgotten: Forgotten) -> None:
+def erase(fence: Fence, found: Survey, forgotten: Forgotten) -> None:
     """Do it, with the folder's lock held. Killed anywhere and begun again, it ends the same."""
-    folder, manifest = found.folder, _manifest(found.folder)
+    manifest = publish.current(fence.folder)
     if found.generations and manifest:
-        _publish_without(publish.Dataset(folder, manifest), forgotten)
+        _publish_without(fence, publish.Dataset(fence.folder, manifest), forgotten)
     for uri in found.parts:
-        lock.require_held(folder)
         table, groups = without(uri, loss(uri, forgotten), forgotten)
         if table.num_rows:
-            storage.write_table(uri, table, row_groups=groups)
+            fence.write(uri, storage.parquet(table, groups))
         else:
-            storage.remove_file(uri)
-    purge(folder)
+            fence.remove(uri)
+    purge(fence)
 
 
-def purge(folder: str) -> None:
-    """Remove the generations that the manifest says were erased, what no generation names, and torn writes."""
-    below, live = storage.join(folder, "generations"), _named(folder)
-    for entry in _manifest(folder).get("erased", []):
-        storage.remove_file(storage.join(below, f"{entry['generation']:04d}", "manifest.json"))
-    for uri in storage.list_tree(below):
-        if uri not in live and not uri.endswith("/manifest.json"):
-            storage.remove_file(uri)
-    for uri in storage.list_tree(folder):
+def purge(fence: Fence) -> None:
+    """Remove what no generation names, and torn writes."""
+    publish.sweep(fence)
+    for uri in storage.list_tree(fence.folder):
         if uri.endswith(".tmp"):
-            storage.remove_file(uri)
+            fence.remove(uri)
 
 
 def successors(folder: str) -> dict[str, publish.Dataset]:
     """The digest of the generation that was erased last, and what took its place."""
-    manifest = _manifest(folder)
+    manifest = publish.current(folder)
     if not manifest.get("erased"):
         return {}
     return {manifest["erased"][-1]["digest"]: publish.Dataset(folder, manifest)}
 
 
-def relink(folder: str, followed: dict[str, publish.Dataset]) -> None:
+def relink(fence: Fence, followed: dict[str, publish.Dataset]) -> None:
     """Say of vectors made from faces that were erased from that they belong to the faces as they are now."""
-    uri = storage.join(folder, "manifest.json")
-    said = storage.read_json(uri) if storage.exists(uri) else {}
+    said = publish.current(fence.folder)
     if faces := followed.get(said.get("faces_digest", "")):
-        said |= {"faces_digest": faces.digest, "faces_generation": faces.generation}
-        storage.write_json(
-            storage.join(folder, "generations", f"{said['generation']:04d}", "manifest.json"), said
-        )
-        storage.write_json(uri, said)
+        publish.amend(fence, {"faces_digest": faces.digest, "faces_generation": faces.generation})
 
 
-def _publish_without(dataset: publish.Dataset, forgotten: Forgotten) -> None:
-    folder, generation = dataset.folder, dataset.generation + 1
-    base = f"generations/{generation:04d}"
-    storage.remove_tree(storage.join(folder, base))  # left by a run that was killed before it published
+def _publish_without(fence: Fence, dataset: publish.Dataset, forgotten: Forgotten) -> None:
+    folder, generation = dataset.folder, publish.begin(fence)
     files, moved = {}, dict[str, Moved]()
     for entry in dataset.manifest["files"]:
         files[entry["path"]] = entry
         uri = storage.join(folder, entry["path"])
         lost = loss(uri, forgotten) if entry["kind"] != "index" else None
         if lost:
-            path = f"{base}/{entry['path'].rsplit('/', 1)[-1]}"
-            files[entry["path"]] = _write(folder, path, entry, lost, forgotten)
+            files[entry["path"]] = _write(generation, folder, entry, lost, forgotten)
             if entry["kind"] == "faces":
-                moved[entry["path"]] = Moved(path, lost.keep, storage.row_group_ends(uri))
+                moved[_name(entry["path"])] = Moved(lost.keep, storage.row_group_ends(uri))
     for path in dataset.files("index") if moved else []:
         table = reindexed(storage.read_table(storage.join(folder, path)), moved)
-        files[path] = publish.write(folder, f"{base}/{path.rsplit('/', 1)[-1]}", "index", table)
+        files[path] = generation.write(_name(path), "index", table)
     kept = _without_empty(list(files.values()))
     about = {name: value for name, value in dataset.manifest.items() if name not in HEAD}
     about |= _described(publish.Dataset(folder, {**dataset.manifest, "files": kept}), forgotten)
-    publish.publish(folder, generation, kept, about | {"erased": _replaced(dataset)})
+    generation.publish(kept, about | {"erased": _replaced(dataset)}, alone=True)
 
 
-def _write(folder: str, path: str, entry: dict[str, Any], lost: Loss, forgotten: Forgotten) -> dict[str, Any]:
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _write(
+    generation: publish.Generation, folder: str, entry: dict[str, Any], lost: Loss, forgotten: Forgotten
+) -> dict[str, Any]:
     table, groups = without(storage.join(folder, entry["path"]), lost, forgotten)
     if entry["kind"] == "near_duplicates":
         table = regrouped(table)
         groups = [table.num_rows] if table.num_rows else []
-    return publish.write(folder, path, entry["kind"], table, row_groups=groups)
+    return generation.write(_name(entry["path"]), entry["kind"], table, row_groups=groups)
 
 
 def _without_empty(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -235,37 +228,21 @@ def _rejects(now: publish.Dataset, level: str) -> pa.Table:
 def _replaced(dataset: publish.Dataset) -> list[dict[str, Any]]:
     """All generations that go, the current one last, after those that went before."""
     earlier = [
-        {"generation": number, "digest": publish.Dataset(dataset.folder, manifest).digest}
-        for number, manifest in _generations(dataset.folder)
-        if number < dataset.generation
+        {"generation": manifest["generation"], "digest": publish.Dataset(dataset.folder, manifest).digest}
+        for manifest in publish.manifests(dataset.folder)
+        if manifest["generation"] < dataset.generation
     ]
     current = {"generation": dataset.generation, "digest": dataset.digest}
     return [*dataset.manifest.get("erased", []), *earlier, current]
 
 
 def _named(folder: str) -> set[str]:
-    """URIs of the files of all generations that are not erased."""
-    manifest = _manifest(folder)
-    erased = {entry["generation"] for entry in manifest.get("erased", [])}
-    live = [each for number, each in _generations(folder) if number not in erased]
+    """URIs of the files of all generations that can be read."""
     return {
-        storage.join(folder, entry["path"]) for each in [manifest, *live] for entry in each.get("files", [])
+        storage.join(folder, entry["path"])
+        for manifest in publish.manifests(folder)
+        for entry in manifest["files"]
     }
-
-
-def _generations(folder: str) -> list[tuple[int, dict[str, Any]]]:
-    """Generations that still have a manifest, oldest first."""
-    found = []
-    for below in storage.list_folders(storage.join(folder, "generations")):
-        uri = storage.join(below, "manifest.json")
-        if storage.exists(uri):
-            found.append((int(below.rsplit("/", 1)[-1]), storage.read_json(uri)))
-    return found
-
-
-def _manifest(folder: str) -> dict[str, Any]:
-    uri = storage.join(folder, "manifest.json")
-    return storage.read_json(uri) if storage.exists(uri) else {}
 
 
 def _parquet(folder: str) -> list[str]:

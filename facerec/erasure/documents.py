@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from facerec import s3, storage, svm
 from facerec.erasure.forgotten import Forgotten
 from facerec.errors import DatasetError
+from facerec.lock import Fence
 
 BATCH = 65_536
 """Rows of a Parquet file whose words are in memory at once."""
@@ -52,9 +53,13 @@ def is_report(uri: str) -> bool:
         return False
 
 
-def mask(uri: str, forgotten: Forgotten) -> None:
-    """Write the JSON document with ERASED in the place of names; numbers stay, they were true of all."""
-    storage.write_json(uri, _masked(storage.read_json(uri), forgotten))
+def mask(uri: str, forgotten: Forgotten, fence: Fence | None) -> None:
+    """Write the JSON document with ERASED in the place of names; numbers stay, they were true of all people.
+
+    A document of a folder that is locked is written behind its fence.
+    """
+    masked = _masked(storage.read_json(uri), forgotten)
+    (fence.write_json if fence else storage.write_json)(uri, masked)
 
 
 def trained_on(run: dict[str, Any], forgotten: Forgotten) -> bool:

@@ -29,11 +29,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from facerec import lock, storage
+from facerec import lock, publish, storage
 from facerec.erasure import datasets, documents, forgotten
 from facerec.erasure.datasets import Survey
 from facerec.erasure.forgotten import Forgotten
 from facerec.errors import ConfigError
+from facerec.lock import Fence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +91,15 @@ def erase(config: EraseConfig) -> list[str]:
         _say(plan, "would go")
         return []
     with contextlib.ExitStack() as held:
+        fences = {}
         for folder in _to_lock(plan):
-            held.enter_context(lock.exclusive(folder, "--root"))
+            hold = publish.exclusive if publish.current(folder) else lock.exclusive
+            fences[folder] = held.enter_context(hold(folder, "--root"))
         plan = _plan(config, roots)  # a job may have published something before it gave us its folder
         journal = _journal(config, roots)
         storage.write_json(journal, plan.forgotten.to_json() | {"trained": plan.trained})
         _say(plan, "goes")
-        _carry_out(plan)
+        _carry_out(plan, fences)
         storage.remove_file(journal)
     left = leftovers(roots, plan.forgotten)
     _say_source(plan.forgotten)
@@ -129,18 +132,18 @@ def _plan(config: EraseConfig, roots: list[str]) -> Plan:
     )
 
 
-def _carry_out(plan: Plan) -> None:
+def _carry_out(plan: Plan, fences: dict[str, Fence]) -> None:
     for uri in plan.removed:
         storage.remove_file(uri)
     for found in plan.surveys:
-        datasets.erase(found, plan.forgotten)
+        datasets.erase(fences[found.folder], found, plan.forgotten)
     followed: dict[str, Any] = {}
     for found in plan.surveys:
         followed |= datasets.successors(found.folder)
     for found in plan.surveys:
-        datasets.relink(found.folder, followed)
+        datasets.relink(fences[found.folder], followed)
     for uri in plan.masked:
-        documents.mask(uri, plan.forgotten)
+        documents.mask(uri, plan.forgotten, fences.get(uri.removesuffix("/run.json")))
 
 
 def _to_lock(plan: Plan) -> list[str]:

@@ -54,8 +54,6 @@ def without(uri: str, lost: Loss, forgotten: Forgotten) -> tuple[pa.Table, list[
 class Moved:
     """A shard that was written anew."""
 
-    path: str
-    """Relative to the dataset."""
     keep: Bools
     """Of its old rows."""
     ends: list[int]
@@ -66,8 +64,8 @@ def reindexed(index: pa.Table, moved: dict[str, Moved]) -> pa.Table:
     """schema.INDEX rows after shards lost rows: spans are shorter, and those that nothing is left of are gone."""
     files, columns = np.array(index["file"].to_pylist(), object), index.to_pydict()
     group, first, rows = (np.array(columns[name], np.int64) for name in ("row_group", "first_row", "rows"))
-    for path, shard in moved.items():
-        at = files == path
+    for name, shard in moved.items():
+        at = files == name
         starts = np.concatenate([[0], shard.ends]).astype(np.int64)
         kept = np.concatenate([[0], np.cumsum(shard.keep)])
         begin = starts[group[at]] + first[at]
@@ -75,10 +73,9 @@ def reindexed(index: pa.Table, moved: dict[str, Moved]) -> pa.Table:
         first[at] = kept[begin] - kept[starts[group[at]]]
         rows[at] = kept[begin + rows[at]] - kept[begin]
         group[at] = (np.cumsum(filled) - 1)[group[at]]
-        files[at] = shard.path
     table = {
         "identity": index["identity"],
-        "file": files.tolist(),
+        "file": index["file"],
         "row_group": group,
         "first_row": first,
         "rows": rows,

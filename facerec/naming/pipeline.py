@@ -95,14 +95,15 @@ def identify(config: IdentifyConfig) -> publish.Dataset:
         "strangers_digest": strangers.digest if strangers else None,
         "false_alarms": config.false_alarms,
     }
-    with publish.exclusive(out, "--out"):
-        publish.claim(out, about, "--out")
-        if storage.exists(storage.join(out, "manifest.json")):
+    with publish.exclusive(out, "--out") as fence:
+        publish.claim(fence, about, "--out")
+        if publish.current(out):
             print(f"identify: {config.out}: finished already", flush=True)
             return publish.open_dataset(out, "jobs/identify.py")
-        files, counts = _write(faces, recogniser, threshold.score, out)
+        generation = publish.begin(fence)
+        files, counts = _write(faces, recogniser, threshold.score, generation)
         said = {"score": recogniser.score, "counts": counts, "people": len(recogniser.people)}
-        return publish.publish(out, 1, files, about | said | threshold.to_json())
+        return generation.publish(files, about | said | threshold.to_json())
 
 
 def _open(folder: str, flag: str) -> publish.Dataset:
@@ -181,13 +182,13 @@ def _threshold(
 
 
 def _write(
-    faces: publish.Dataset, recogniser: Recogniser, threshold: float, out: str
+    faces: publish.Dataset, recogniser: Recogniser, threshold: float, generation: publish.Generation
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """A file of names for each file of vectors, one in memory at a time; their manifest entries, and counts."""
     files, known = [], 0
     for number, uri in enumerate(faces.uris("embeddings")):
         table = _named(storage.read_table(uri, [*KEPT, "embedding"]), recogniser, threshold)
-        files.append(publish.write(out, f"generations/0001/names-{number:05d}.parquet", "names", table))
+        files.append(generation.write(f"names-{number:05d}.parquet", "names", table))
         known += table.num_rows - table["name"].null_count
         print(f"identify: {number + 1}/{len(faces.files('embeddings'))} files", flush=True)
     total = sum(file["rows"] for file in files)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from facerec import errors, nodes, publish, session, storage
+from facerec import errors, lock, nodes, session, storage
 from facerec.errors import ConfigError, FacerecError, StorageError
 from facerec.models.format import is_model
 from facerec.training import state
@@ -28,8 +28,8 @@ def train(config: TrainConfig) -> None:
     something does not fit.
     """
     plan = make_plan(config)
-    with publish.exclusive(plan.uri(), "--run"):
-        claim(plan)
+    with lock.exclusive(plan.uri(), "--run") as fence:
+        claim(plan, fence)
         if is_model(plan.uri("model")):
             print(
                 f"train: {config.run} is finished already ({config.steps} steps): {plan.uri('model')}",

@@ -39,7 +39,7 @@ class FaceIndex:
         self.identities, self.codes = _identities(table)
         """All names, sorted; and each span's place among them, -1 for none."""
         self.files: list[str] = _encoded(table, "file")[0]
-        """Files, relative to the dataset."""
+        """Files, by their names within the dataset."""
         self._first_rows = table["first_row"].to_numpy()
         self.groups, self._places = _row_groups(_encoded(table, "file")[1], table["row_group"].to_numpy())
         """Each span's row group, numbered from 0 through all files."""

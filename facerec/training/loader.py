@@ -42,7 +42,7 @@ class FaceStore:
     """JPEG bytes by ordinal, through whole row groups, the least recently used of which are dropped."""
 
     def __init__(self, dataset: Dataset, index: FaceIndex, cache_bytes: int = CACHE_BYTES) -> None:
-        self._folder, self._index, self._budget = dataset.folder, index, cache_bytes
+        self._dataset, self._index, self._budget = dataset, index, cache_bytes
         self._files: OrderedDict[str, Any] = OrderedDict()
         self._groups: OrderedDict[tuple[str, int], pa.Array] = OrderedDict()
         self._held = 0
@@ -70,7 +70,7 @@ class FaceStore:
         return images
 
     def _load(self, file: str, group: int) -> pa.Array:
-        uri = storage.join(self._folder, file)
+        uri = self._dataset.uri(file)
         try:
             with s3.refusals(uri):
                 table = self._opened(file, uri).read_row_group(group, columns=["image.bytes"])

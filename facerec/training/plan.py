@@ -12,6 +12,7 @@ from torch import nn
 import facerec
 from facerec import publish, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
+from facerec.lock import Fence
 from facerec.models.embedder import build
 from facerec.models.format import load_model, read_card
 from facerec.models.precision import settled
@@ -133,9 +134,9 @@ def _check_shares(config: TrainConfig, shape: BatchShape) -> None:
         )
 
 
-def claim(plan: Plan) -> None:
-    """Make the run folder ours, or confirm that it is; raises MismatchError where it is another's."""
-    publish.claim(plan.uri(), plan.config.decisive(), "--run")
+def claim(plan: Plan, fence: Fence) -> None:
+    """Make the run folder ours, or confirm that it is; raises MismatchError if it is another's."""
+    publish.claim(fence, plan.config.decisive(), "--run")
 
 
 def record(plan: Plan) -> None:

@@ -204,7 +204,7 @@ def test_photographs_in_are_faces_plus_rejects_and_a_rerun_adds_only_what_is_new
     index = first.read("index")
     assert sum(index["rows"].to_pylist()) == table.num_rows == len(set(table["face_id"].to_pylist()))
     for span in index.to_pylist():
-        stretch = storage.read_table(storage.join(faces, span["file"]))["identity"].to_pylist()
+        stretch = storage.read_table(first.uri(span["file"]))["identity"].to_pylist()
         at = span["row_group"] * 256 + span["first_row"]
         assert set(stretch[at : at + span["rows"]]) == {span["identity"]}
     aligned = cv2.imdecode(np.frombuffer(table["image"][0].as_py()["bytes"], np.uint8), cv2.IMREAD_COLOR)

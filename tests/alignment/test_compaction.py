@@ -25,7 +25,12 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 def compacted(folder: Path, photographs: Listing, *, part: int = 200, seed: int = 0) -> publish.Dataset:
     """Parts, then a generation."""
     write_parts(folder, photographs.photographs, part, FakeAligner())
-    return compaction.compact(str(folder), photographs, {}, seed)
+    return compact(folder, photographs, seed)
+
+
+def compact(folder: Path, photographs: Listing, seed: int = 0) -> publish.Dataset:
+    with publish.exclusive(str(folder), "--out") as fence:
+        return compaction.compact(fence, photographs, {}, seed)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def test_every_face_is_there_once_with_its_own_image(dataset: publish.Dataset, p
 def test_the_index_tells_whose_each_row_is(dataset: publish.Dataset) -> None:
     rows = 0
     for span in dataset.read("index").to_pylist():
-        file = pq.ParquetFile(storage.join(dataset.folder, span["file"]))
+        file = pq.ParquetFile(dataset.uri(span["file"]))
         group = file.read_row_group(span["row_group"], ["identity"])["identity"]
         assert set(group.slice(span["first_row"], span["rows"]).to_pylist()) == {span["identity"]}
         rows += span["rows"]
@@ -135,12 +140,12 @@ def test_a_part_that_is_gone_is_an_error_and_a_photograph_that_is_gone_is_left_o
     photographs = listing(4, 20)
     write_parts(tmp_path, photographs.photographs, 20, FakeAligner())
     fewer = Listing(photographs.photographs.slice(20), 0)
-    assert compaction.compact(str(tmp_path), fewer, {}, 0).manifest["counts"]["photographs"] == 60
+    assert compact(tmp_path, fewer).manifest["counts"]["photographs"] == 60
     assert ledger.is_current(str(tmp_path), fewer.photographs)
     assert not ledger.is_current(str(tmp_path), photographs.photographs)
     next((tmp_path / "parts").iterdir()).unlink()
     with pytest.raises(DatasetError, match="80 photographs in"):
-        compaction.compact(str(tmp_path), photographs, {}, 0)
+        compact(tmp_path, photographs)
 
 
 def test_a_run_killed_while_it_compacts_leaves_nothing_that_the_next_one_does_not_mend(
@@ -152,21 +157,21 @@ def test_a_run_killed_while_it_compacts_leaves_nothing_that_the_next_one_does_no
     spawn = multiprocessing.get_context("spawn")
     run = spawn.Process(target=compact_alone, args=(str(tmp_path), fewer))
     run.start()
-    shards = tmp_path / "generations" / "0001"
-    while not shards.exists() or not any(path.suffix == ".parquet" for path in shards.iterdir()):
+    while not (shards := list(tmp_path.glob("generations/0001-*/*.parquet"))):
         assert run.is_alive()
         time.sleep(0.005)
     run.kill()
     run.join()
     assert not (tmp_path / "manifest.json").exists()
-    (shards / "faces-00009.parquet").touch()
-    mended = compaction.compact(str(tmp_path), photographs, {}, 0)
+    shards[0].with_name("faces-00009.parquet").touch()
+    mended = compact(tmp_path, photographs)
     assert (mended.generation, mended.digest) == (1, dataset.digest)
     named = {Path(file["path"]).name for file in mended.manifest["files"]}
-    assert {path.name for path in shards.iterdir()} == named | {"manifest.json"}
+    left = [path for path in (tmp_path / "generations").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in left) == sorted([*named, "manifest.json"])
 
 
 def compact_alone(folder: str, photographs: Listing) -> None:
     """Compact in a process of its own with a Ray of its own."""
     with ray_session(1):
-        compaction.compact(folder, photographs, {}, 0)
+        compact(Path(folder), photographs)

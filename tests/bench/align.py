@@ -30,6 +30,7 @@ from facerec.alignment.config import AlignConfig
 from facerec.alignment.detector import Detections, Detector
 from facerec.alignment.pipeline import written_parts
 from facerec.decoding import decode
+from facerec.lock import Fence
 from facerec.photographs import as_table
 from facerec.session import ray_session
 from tests.bench.targets import Row, conclude
@@ -182,12 +183,16 @@ def _is_medium(path: Path) -> bool:
 
 def _by_ray(folder: str, photographs: pa.Table) -> Iterator[object]:
     config = AlignConfig(out=folder, part=PART, actors=PROCESSES)
-    return written_parts(folder, photographs, config)
+    with publish.exclusive(folder, "--out") as fence:
+        yield from written_parts(fence, photographs, config)
 
 
 def _by_pool(folder: str, photographs: pa.Table) -> Iterator[object]:
-    parts = [(folder, photographs.slice(at, PART)) for at in range(0, len(photographs), PART)]
-    with multiprocessing.get_context("spawn").Pool(PROCESSES, _start) as pool:
+    with (
+        publish.exclusive(folder, "--out") as fence,
+        multiprocessing.get_context("spawn").Pool(PROCESSES, _start) as pool,
+    ):
+        parts = [(fence, photographs.slice(at, PART)) for at in range(0, len(photographs), PART)]
         yield from pool.imap_unordered(_align_and_write, parts)
 
 
@@ -196,9 +201,9 @@ def _start() -> None:
     _aligner = Aligner(AlignConfig())
 
 
-def _align_and_write(part: tuple[str, pa.Table]) -> None:
-    folder, photographs = part
-    publish.write_part(folder, photographs, lambda: _aligner(photographs))
+def _align_and_write(part: tuple[Fence, pa.Table]) -> None:
+    fence, photographs = part
+    publish.write_part(fence, photographs, lambda: _aligner(photographs))
 
 
 def _agreement(name: str, reference: MTCNN, detector: Detector, data: Path) -> list[Row]:

@@ -6,6 +6,7 @@ and farther apart for the untrained one. Faces are noise of 16 x 16 pixels about
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import save_model
 from facerec.session import ray_session
 from tests.bench.targets import Row, conclude
+from tests.support.generations import generation
 from tests.support.processes import descendants
 
 PEOPLE, CHOOSERS, EACH = 1000, 100, 50
@@ -87,11 +89,10 @@ def write_run(folder: Path) -> EvaluateConfig:
 
 
 def _write(folder: Path, kind: str, tables: Iterator[pa.Table], about: dict[str, Any]) -> publish.Dataset:
-    listed = []
-    for number, table in enumerate(tables):
-        path = f"{kind}-{number:05d}.parquet"
-        listed.append(publish.write(str(folder), path, kind, table))
-    return publish.publish(str(folder), 1, listed, {"preprocessing": {}, **about})
+    with generation(folder) as made:
+        names = (f"{kind}-{number:05d}.parquet" for number in itertools.count())
+        listed = [made.write(name, kind, table) for name, table in zip(names, tables, strict=False)]
+        return made.publish(listed, {"preprocessing": {}, **about})
 
 
 def _common(person: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:

@@ -33,7 +33,11 @@ def main() -> None:
         rows.append(Row("  most memory so far", megabytes("VmHWM"), "MB"))
         return result
 
-    with tempfile.TemporaryDirectory() as folder, ray_session():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ray_session(),
+        publish.exclusive(folder, "--out") as fence,
+    ):
         config = AlignConfig(source="memory://", out=folder)
         listing = timed("list", lambda: sources._from_files("memory://photographs", files()))
         photographs = listing.photographs
@@ -42,12 +46,12 @@ def main() -> None:
         )
         timed(
             "align, fake, and write parts",
-            lambda: list(pipeline.written_parts(folder, missing, config, FakeAligner)),
+            lambda: list(pipeline.written_parts(fence, missing, config, FakeAligner)),
         )
         left = timed(
             "find what is missing, of all", lambda: ledger.missing(publish.parts(folder), photographs)
         )
-        dataset = timed("compact and publish", lambda: compaction.compact(folder, listing, {}, 0))
+        dataset = timed("compact and publish", lambda: compaction.compact(fence, listing, {}, 0))
         timed("see that it is finished", lambda: ledger.is_current(folder, photographs))
     counts = dataset.manifest["counts"]
     rows += [

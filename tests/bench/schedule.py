@@ -72,9 +72,7 @@ def write_index(path: Path, spread: float) -> None:
     identity, rows = identity[order], rows[order]
     group, first = row_groups(rows)
     names = pa.array([f"person-{number:07d}" for number in range(IDENTITIES)])
-    files = pa.array(
-        [f"generations/0001/faces-{number:05d}.parquet" for number in range(group[-1] // SHARD + 1)]
-    )
+    files = pa.array([f"faces-{number:05d}.parquet" for number in range(group[-1] // SHARD + 1)])
     columns = {
         "identity": names.take(pa.array(identity)),
         "file": files.take(pa.array(group // SHARD)),

@@ -92,7 +92,7 @@ def test_a_new_generation_of_the_faces_costs_only_its_new_faces(
     few = write_faces(tmp_path / "faces", identities=3, per_identity=3)
     save_model(str(tmp_path / "model"), build(MODEL, seed=0), MODEL, few.preprocessing, {})
     first = embed_faces(config(tmp_path))
-    more = write_faces(tmp_path / "faces", identities=4, per_identity=3, generation=2)
+    more = write_faces(tmp_path / "faces", identities=4, per_identity=3)
     second = embed_faces(config(tmp_path))
     assert "12 faces, 3 to embed" in capsys.readouterr().out
     assert (second.generation, second.manifest["faces_digest"]) == (2, more.digest)

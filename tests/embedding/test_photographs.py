@@ -173,9 +173,10 @@ def test_two_pools_on_two_cores_write_the_same_parts_as_one(tmp_path: Path, sour
     stamp = Stamp(model_id="m", preprocessing_id="p", faces_generation=None)
     for apart in (False, True):
         out = str(tmp_path / str(apart))
-        counts = list(
-            written_parts(out, photographs.listed, photographs, config(tmp_path), stamp, apart=apart)
-        )
+        with publish.exclusive(out, "--out") as fence:
+            counts = list(
+                written_parts(fence, photographs.listed, photographs, config(tmp_path), stamp, apart=apart)
+            )
         assert sum(part["photographs"] for part in counts) == 10
     one, two = (
         [storage.read_table(uri) for uri in publish.parts(str(tmp_path / str(way)))] for way in (False, True)

@@ -33,6 +33,7 @@ from facerec.training.config import TrainConfig
 from facerec.training.plan import make_plan, record
 from tests.support.aligner import FakeAligner, listing, write_parts
 from tests.support.faces import write_faces
+from tests.support.generations import generation
 
 JOB = Path(__file__).parents[2] / "jobs" / "erase.py"
 ANN, ANN_LEE = "person-000003", "person-000003 Lee"
@@ -64,9 +65,9 @@ def make(root: Path) -> Listing:
     fewer = Listing(everybody.photographs.slice(0, everybody.photographs.num_rows - 5), 3)
     write_parts(root / "faces", fewer.photographs, 50, FakeAligner())
     about = {"preprocessing": Preprocessing().to_json(), "config": {}}
-    first = compaction.compact(str(root / "faces"), fewer, about, 0)
+    first = compacted(root / "faces", fewer, about)
     write_parts(root / "faces", everybody.photographs.slice(fewer.photographs.num_rows), 50, FakeAligner())
-    faces = compaction.compact(str(root / "faces"), everybody, about, 0)
+    faces = compacted(root / "faces", everybody, about)
     embed(root / "embeddings", faces)
     identify(IdentifyConfig(
         embeddings=f"{root}/embeddings", gallery=f"{root}/embeddings", out=f"{root}/names", false_alarms=0.1
@@ -88,6 +89,11 @@ def make(root: Path) -> Listing:
     return everybody
 
 
+def compacted(folder: Path, photographs: Listing, about: dict[str, Any]) -> publish.Dataset:
+    with publish.exclusive(str(folder), "--out") as fence:
+        return compaction.compact(fence, photographs, about, 0)
+
+
 def embed(folder: Path, faces: publish.Dataset) -> None:
     """Vectors as jobs/embed.py publishes them, in two files, and its parts."""
     rows = faces.read("faces")
@@ -101,16 +107,15 @@ def embed(folder: Path, faces: publish.Dataset) -> None:
     table = pa.table({**kept, "embedding": list(unit), **columns})
     table = table.select(schema.EMBEDDINGS.names).cast(schema.EMBEDDINGS)
     about = {"faces_digest": faces.digest, "faces_generation": faces.generation}
-    publish.claim(str(folder), {"faces": faces.folder}, "--out")
-    files = []
-    for at in range(2):
-        some = table.slice(at * 150, 150 if at == 0 else None)
-        storage.write_table(f"{folder}/parts/faces-{at:05d}.parquet", some)
-        files.append(
-            publish.write(str(folder), f"generations/0001/embeddings-{at:05d}.parquet", "embeddings", some)
-        )
-    counts = {"faces": table.num_rows}
-    publish.publish(str(folder), 1, files, about | {"model_id": "m", "counts": counts})
+    counts, files = {"faces": table.num_rows}, []
+    with publish.exclusive(str(folder), "--out") as fence:
+        publish.claim(fence, {"faces": faces.folder}, "--out")
+        made = publish.begin(fence)
+        for at in range(2):
+            some = table.slice(at * 150, 150 if at == 0 else None)
+            storage.write_table(f"{folder}/parts/faces-{at:05d}.parquet", some)
+            files.append(made.write(f"embeddings-{at:05d}.parquet", "embeddings", some))
+        made.publish(files, about | {"model_id": "m", "counts": counts})
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +151,7 @@ def consistent(folder: Path) -> None:
     faces = publish.open_dataset(str(folder), "")
     total = 0
     for span in faces.read("index").to_pylist():
-        group = pq.ParquetFile(folder / span["file"]).read_row_group(span["row_group"], ["identity"])
+        group = pq.ParquetFile(faces.uri(span["file"])).read_row_group(span["row_group"], ["identity"])
         held = group["identity"].to_pylist()[span["first_row"] : span["first_row"] + span["rows"]]
         assert held == [span["identity"]] * span["rows"]
         total += span["rows"]
@@ -203,9 +208,10 @@ def test_untouched_shards_stay_where_they_are(root: Path) -> None:
     after = {path: path.stat().st_mtime_ns for path in (root / "embeddings").rglob("*.parquet")}
     untouched = {path.name for path in before.items() & after.items() for path in path[:1]}
     assert untouched == {"embeddings-00001.parquet", "faces-00001.parquet"}
-    assert publish.open_dataset(str(root / "embeddings"), "").files("embeddings") == [
-        "generations/0002/embeddings-00000.parquet",
-        "generations/0001/embeddings-00001.parquet",
+    now = publish.open_dataset(str(root / "embeddings"), "").files("embeddings")
+    assert [(path[:17], path.rsplit("/", 1)[-1]) for path in now] == [
+        ("generations/0002-", "embeddings-00000.parquet"),
+        ("generations/0001-", "embeddings-00001.parquet"),
     ]
 
 
@@ -225,7 +231,7 @@ def test_the_same_alignment_after_it_is_finished_without_them_and_brings_them_ba
     left = Listing(table.filter(pa.array(keep)), 3)
     assert not ledger.missing(publish.parts(str(root / "faces")), left.photographs).num_rows
     assert ledger.is_current(str(root / "faces"), left.photographs)
-    again = compaction.compact(str(root / "faces"), left, {}, 0)
+    again = compacted(root / "faces", left, {})
     assert again.generation == manifest["generation"] + 1
     assert again.manifest["counts"] == manifest["counts"]
     assert again.manifest["erased"] == manifest["erased"]
@@ -256,8 +262,8 @@ def test_a_name_that_others_were_given_goes_and_their_faces_stay(root: Path) -> 
     given = table["name"].to_pylist()
     given[at] = ANN
     table = table.set_column(3, schema.NAMES.field("name"), pa.array(given, pa.string()))
-    entry = publish.write(names.folder, names.files("names")[0], "names", table)
-    publish.publish(names.folder, 1, [entry], {**names.manifest, "files": [entry]})
+    with generation(names.folder) as made:
+        made.publish([made.write("names-00000.parquet", "names", table)], names.manifest)
     erase(EraseConfig(identity=ANN, root=[str(root)]))
     left = {row["face_id"]: row for row in rows(root / "names", "names")}
     assert left[table["face_id"][at].as_py()]["name"] is None

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from facerec import publish, schema, storage
+from facerec import schema, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
 from facerec.evaluation import identification
 from facerec.evaluation.config import EvaluateConfig
@@ -25,6 +25,7 @@ from facerec.svm import load_svm
 from jobs.evaluate import plan
 from tests.support.faces import write_faces
 from tests.support.gauges import documented, gauges_of
+from tests.support.generations import amend, generation
 
 MODEL = ModelConfig(side=64)
 PEOPLE, EACH, TRAINED = 10, 8, 4
@@ -57,8 +58,9 @@ def write_embeddings(folder: Path, rows: Rows, vectors: Any, model_id: str, dige
         ],
         schema.EMBEDDINGS,
     )
-    listed = [publish.write(str(folder), "part.parquet", "embeddings", table)]
-    publish.publish(str(folder), 1, listed, {"model_id": model_id, "faces_digest": digest})
+    with generation(folder) as made:
+        listed = [made.write("part.parquet", "embeddings", table)]
+        made.publish(listed, {"model_id": model_id, "faces_digest": digest})
 
 
 @dataclass
@@ -86,9 +88,7 @@ class Setting:
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     monkeypatch.setattr(identification, "PARALLEL_FACES", 10**9)
     faces = write_faces(tmp_path / "faces", PEOPLE, EACH)
-    faces = publish.publish(
-        faces.folder, 1, faces.manifest["files"], {**faces.manifest, "label_conflicts": []}
-    )
+    faces = amend(faces, {"label_conflicts": []})
     cards = {
         name: save_model(str(tmp_path / "run" / name), build(MODEL, seed), MODEL, faces.preprocessing, {})
         for seed, name in enumerate(("model", "untrained"))

@@ -15,6 +15,7 @@ from facerec import publish, schema, scores, storage
 from facerec.errors import ConfigError, DatasetError, FacerecError, MismatchError, SourceError
 from facerec.naming.pipeline import IdentifyConfig, identify
 from facerec.svm import save_svm
+from tests.support.generations import generation
 
 PEOPLE, EACH = 20, 30
 
@@ -39,12 +40,13 @@ def write_embeddings(
         "faces_generation": [1] * count,
     }
     table = pa.table({name: pa.array(values) for name, values in columns.items()}).cast(schema.EMBEDDINGS)
-    files = [
-        publish.write(str(folder), f"generations/0001/embeddings-{at:05d}.parquet", "embeddings", rows)
-        for at, rows in enumerate((table[: count // 2], table[count // 2 :]))
-    ]
     said = model if isinstance(model, str) else model[0]
-    return publish.publish(str(folder), 1, files, {"model_id": said})
+    with generation(folder) as made:
+        files = [
+            made.write(f"embeddings-{at:05d}.parquet", "embeddings", rows)
+            for at, rows in enumerate((table[: count // 2], table[count // 2 :]))
+        ]
+        return made.publish(files, {"model_id": said})
 
 
 def people(count: int, each: int, spread: float, seed: int) -> tuple[list[str], Any]:

@@ -17,6 +17,7 @@ from facerec.records import Shown, read_page
 from facerec.reporting import pictures
 from facerec.reporting.inspection import MOST_SAMPLES, InspectConfig, inspect
 from tests.reporting.test_page import HOSTILE, Elements, jpeg
+from tests.support.generations import generation
 
 FACES, SHARD, ROW_GROUP = 101, 40, 16
 REASONS = [("image", "no_face")] * 50 + [("image", "unreadable")] * 2 + [("face", "not_subject")] * 5
@@ -54,11 +55,6 @@ def write(folder: Path, faces: list[dict[str, Any]], rejected: str = f"/{HOSTILE
         for at in range(0, len(faces), SHARD)
     ]
     tables.append(("rejects", pa.Table.from_pylist(rejects, schema.REJECTS)))
-    files = []
-    for number, (kind, table) in enumerate(tables):
-        sizes = [min(ROW_GROUP, table.num_rows - at) for at in range(0, table.num_rows, ROW_GROUP)]
-        storage.write_table(f"{folder}/{kind}-{number}.parquet", table, row_groups=sizes)
-        files.append({"path": f"{kind}-{number}.parquet", "kind": kind, "rows": table.num_rows})
     counts = {
         "photographs": 153,
         "photographs_with_faces": 101,
@@ -70,7 +66,12 @@ def write(folder: Path, faces: list[dict[str, Any]], rejected: str = f"/{HOSTILE
         "near_duplicate_groups": 3,
     }
     conflicts = [{"source_hash": "0", "identities": [HOSTILE, "Ada"]}]
-    publish.publish(str(folder), 1, files, {"counts": counts, "label_conflicts": conflicts})
+    with generation(folder) as made:
+        files = []
+        for number, (kind, table) in enumerate(tables):
+            sizes = [min(ROW_GROUP, table.num_rows - at) for at in range(0, table.num_rows, ROW_GROUP)]
+            files.append(made.write(f"{kind}-{number}.parquet", kind, table, row_groups=sizes))
+        made.publish(files, {"counts": counts, "label_conflicts": conflicts})
     return str(folder)
 
 
@@ -190,7 +191,8 @@ def test_what_the_user_can_mend_is_one_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    publish.publish(str(tmp_path / "vectors"), 1, [], {})
+    with generation(tmp_path / "vectors") as made:
+        made.publish([], {})
     manifest = storage.read_json(f"{faces}/manifest.json")
     storage.write_json(str(tmp_path / "damaged" / "manifest.json"), manifest)
     (tmp_path / "folder.html").mkdir()

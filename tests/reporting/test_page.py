@@ -30,6 +30,7 @@ from facerec.records import Shown, read_page
 from facerec.reporting import experiment, page, people, pictures
 from tests.support.browser import opened
 from tests.support.faces import write_faces
+from tests.support.generations import amend, generation
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -49,9 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> page.ReportConfig:
     """Faces, embeddings, metrics and numbers of a run, with people whose names are markup."""
     folder = tmp_path_factory.mktemp("report")
     faces = write_faces(folder / "faces", PEOPLE, EACH)
-    faces = publish.publish(
-        faces.folder, 1, faces.manifest["files"], {**faces.manifest, "core_seconds": 4321}
-    )
+    faces = amend(faces, {"core_seconds": 4321})
     table = faces.read("faces", ["face_id", "source_uri"])
     names = np.repeat([HOSTILE, "Ada </script><b>", *(f"person {i}" for i in range(2, PEOPLE))], EACH)
     random = np.random.default_rng(0)
@@ -69,10 +68,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> page.ReportConfig:
         **{name: ["model-a"] * len(names) for name in ("model_id", "preprocessing_id")},
         "faces_generation": [1] * len(names),
     }
-    embedded = publish.write(
-        f"{folder}/embeddings", "part.parquet", "embeddings", pa.table(rows, schema.EMBEDDINGS)
-    )
-    publish.publish(f"{folder}/embeddings", 1, [embedded], {"model_id": "model-a"})
+    with generation(f"{folder}/embeddings") as made:
+        embedded = made.write("part.parquet", "embeddings", pa.table(rows, schema.EMBEDDINGS))
+        made.publish([embedded], {"model_id": "model-a"})
     report = numbers(vectors, names, rows["face_id"].to_pylist())
     report["config"] = {"embeddings": f"{folder}/embeddings", "run": f"{folder}/run"}
     jsonschema.validate(report, json.loads((files("facerec.evaluation") / "report.schema.json").read_text()))

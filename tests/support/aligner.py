@@ -58,6 +58,7 @@ def listing(people: int, each: int) -> Listing:
 
 def write_parts(folder: Path, photographs: pa.Table, size: int, aligner: FakeAligner) -> None:
     """Parts of ``size`` photographs as a run of alignment leaves them."""
-    for at in range(0, photographs.num_rows, size):
-        part = photographs.slice(at, size)
-        publish.write_part(str(folder / "parts"), part, functools.partial(aligner, part))
+    with publish.exclusive(str(folder), "--out") as fence:
+        for at in range(0, photographs.num_rows, size):
+            part = photographs.slice(at, size)
+            publish.write_part(fence, part, functools.partial(aligner, part))

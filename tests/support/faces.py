@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from facerec import publish, schema, synthetic
+from facerec import schema, synthetic
 from facerec.alignment.geometry import straighten
 from facerec.publish import Dataset
 from facerec.schema import Preprocessing
+from tests.support.generations import generation
 
 ROW_GROUP = 16
 """Small, so that identities straddle row groups."""
@@ -26,7 +27,6 @@ def write_faces(
     seed: int = 0,
     *,
     side: int = schema.FACE_SIDE,
-    generation: int = 1,
 ) -> Dataset:
     """Publish ``identities`` people of ``per_identity`` faces each, named person-000 onwards."""
     random = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ def write_faces(
         colour = row.pop("colour") if row["colour"] is not None else colour
         row.pop("colour", None)
         row["image"] = {"bytes": _jpeg(colour, random, side), "path": None}
-    return _publish(str(folder), rows, generation)
+    return _publish(str(folder), rows)
 
 
 def write_drawn_faces(folder: Path | str, identities: int, per_identity: int, *, side: int) -> Dataset:
@@ -56,7 +56,7 @@ def write_drawn_faces(folder: Path | str, identities: int, per_identity: int, *,
         face = straighten(synthetic.render(person, number), synthetic.landmarks(person, number), side)
         row.pop("colour")
         row["image"] = {"bytes": _encoded(cv2.cvtColor(face, cv2.COLOR_RGB2BGR)), "path": None}
-    return _publish(str(folder), rows, 1)
+    return _publish(str(folder), rows)
 
 
 def _row(person: int, number: int, colour: Any, random: np.random.Generator, side: int) -> dict[str, Any]:
@@ -83,22 +83,21 @@ def _encoded(image: NDArray[np.uint8]) -> bytes:
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
-def _publish(folder: str, rows: list[dict[str, Any]], generation: int) -> Dataset:
-    below = f"generations/{generation:04d}"
-    faces, index, rejects = (f"{below}/{name}.parquet" for name in ("faces-00000", "index", "rejects"))
-    spans = _spans(faces, rows)
+def _publish(folder: str, rows: list[dict[str, Any]]) -> Dataset:
+    faces, spans = "faces-00000.parquet", _spans("faces-00000.parquet", rows)
     sizes = [min(ROW_GROUP, len(rows) - at) for at in range(0, len(rows), ROW_GROUP)]
-    files = [
-        publish.write(folder, faces, "faces", pa.Table.from_pylist(rows, schema.FACES), row_groups=sizes),
-        publish.write(folder, index, "index", pa.Table.from_pylist(spans, schema.INDEX)),
-        publish.write(folder, rejects, "rejects", schema.REJECTS.empty_table()),
-    ]
     people = len({row["identity"] for row in rows})
     about = {
         "preprocessing": Preprocessing().to_json(),
         "counts": {"faces": len(rows), "identities": people},
     }
-    return publish.publish(folder, generation, files, about)
+    with generation(folder) as made:
+        files = [
+            made.write(faces, "faces", pa.Table.from_pylist(rows, schema.FACES), row_groups=sizes),
+            made.write("index.parquet", "index", pa.Table.from_pylist(spans, schema.INDEX)),
+            made.write("rejects.parquet", "rejects", schema.REJECTS.empty_table()),
+        ]
+        return made.publish(files, about)
 
 
 def _spans(path: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
