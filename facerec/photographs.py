@@ -12,9 +12,6 @@ import pyarrow.compute as pc
 
 from facerec import schema
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM")
-"""What is opened. Pillow's others are no photographs, and one of them runs a program on the file (EPS)."""
-
 
 def canonical(name: str) -> str:
     """A name or path as facerec compares it: Unicode NFC, without surrounding white space.

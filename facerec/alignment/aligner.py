@@ -19,10 +19,11 @@ from facerec.alignment.config import EVERY_FACE, AlignConfig
 from facerec.alignment.detector import Detections, Detector
 from facerec.alignment.geometry import straighten
 from facerec.alignment.subject import choose_subject
-from facerec.decoding import Rejected, decode, opened
+from facerec.decoding import decode, opened
 from facerec.models.images import decode_jpeg
 from facerec.phash import perceptual_hash
 from facerec.photographs import as_table
+from facerec.pixels import Rejected
 
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 BATCH_PIXELS = 4_000_000

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
-from facerec import publish, seeding, storage
-from facerec.photographs import FORMATS
+from facerec import decoding, publish, seeding, storage
+from facerec.errors import StorageError
+from facerec.pixels import Rejected
 
 THUMBNAIL, QUALITY = 256, 80
 """Longer side in pixels, and of the JPEG. Noise, the worst case, is then 60 kB."""
-MAX_FILE_BYTES, MAX_PIXELS = 256 * 2**20, 80_000_000
-"""A larger photograph is not opened for the sake of its picture."""
 BOX, LANDMARK = (46, 204, 64), (255, 64, 160)
 
 
@@ -71,51 +69,35 @@ def _rows_at(dataset: publish.Dataset, kind: str, positions: NDArray[np.int64]) 
 def photograph(uri: str, box: list[float] | None = None, landmarks: list[float] | None = None) -> Picture:
     """The upright photograph, reduced, with its box and landmarks drawn in."""
     try:
-        with storage.open_input(uri) as file:
-            if file.size() > MAX_FILE_BYTES:
-                return Picture(missing="too large to be shown")
-            data = bytes(file.read())
-    except FileNotFoundError:
-        return Picture(missing="photograph not there any more")
-    except OSError:
+        if not storage.exists(uri):
+            return Picture(missing="photograph not there any more")
+        with decoding.opened(uri) as file:
+            return picture(file, box, landmarks)
+    except Rejected as rejected:
+        large = rejected.reason == "too_large"
+        return Picture(missing="too large to be shown" if large else "photograph cannot be read")
+    except (OSError, ValueError, StorageError):  # a page of many pictures is worth having without one
         return Picture(missing="photograph cannot be read")
-    return picture(data, box, landmarks)
 
 
 def picture(
-    data: bytes,
+    source: bytes | decoding.File,
     box: list[float] | None = None,
     landmarks: list[float] | None = None,
     longest: int = THUMBNAIL,
 ) -> Picture:
     """An image file as a picture that fits ``longest`` pixels; ``box`` and ``landmarks`` are in pixels of the upright image."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is no reason to doubt the pixels
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                longer = max(image.size)
-                if image.width * image.height > MAX_PIXELS:
-                    return Picture(missing="too large to be shown")
-                small = _reduced(image, longest)
-    except (Image.DecompressionBombError, MemoryError):
-        return Picture(missing="too large to be shown")
-    except Exception:  # noqa: BLE001  # Pillow's decoders raise anything on damaged bytes; all mean the same
-        return Picture(missing="not readable as an image")
+        pixels, longer = decoding.decode_reduced(source, 2 * longest)
+    except Rejected as rejected:
+        large = rejected.reason == "too_large"
+        return Picture(missing="too large to be shown" if large else "not readable as an image")
+    small = Image.fromarray(pixels)
+    small.thumbnail((longest, longest))
     _draw(small, max(small.size) / longer, box, landmarks)
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=QUALITY)
     return Picture("data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode())
-
-
-def _reduced(image: Image.Image, longest: int) -> Image.Image:
-    """Upright RGB that fits ``longest``; transparency lies over white, and a JPEG is decoded small."""
-    image.draft(None, (2 * longest, 2 * longest))
-    upright = ImageOps.exif_transpose(image)
-    small = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-    small.thumbnail((longest, longest))
-    if small.mode == "RGBA":
-        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
-    return small.convert("RGB")
 
 
 def _draw(image: Image.Image, scale: float, box: list[float] | None, landmarks: list[float] | None) -> None:

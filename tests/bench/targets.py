@@ -32,9 +32,9 @@ class Row:
         return "" if self.at_most is None else f"<= {self.at_most:g}"
 
 
-def megabytes(field: str) -> float:
-    """VmRSS, what this process holds, or VmHWM, the most it held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def megabytes(field: str, process: int | None = None) -> float:
+    """VmRSS, what this process (or another one) holds, or VmHWM, the most it held, in MiB."""
+    lines = Path(f"/proc/{process or 'self'}/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pytest
 from PIL import EpsImagePlugin, ExifTags, Image
 
-from facerec import publish, schema, storage
+from facerec import decoding, publish, schema, storage
 from facerec.errors import DatasetError, MismatchError
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.identification import enrol, identify
@@ -250,13 +251,23 @@ async def look(file: Path, width: int) -> None:
 
 def test_a_photograph_without_a_picture_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    (tmp_path / "large.jpg").write_bytes(jpeg(40, 30))
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 1199)
-    for name, why in (("gone", "not there any more"), ("bad", "not readable"), ("large", "too large")):
+    (tmp_path / "large.jpg").write_bytes(b"P6 10000 9000 255\n")
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.symlink("/dev/zero", tmp_path / "endless.jpg")
+    for name, why in {
+        "gone": "not there any more",
+        "bad": "not readable",
+        "large": "too large",
+        "folder": "cannot be read",
+        "pipe": "cannot be read",
+        "endless": "cannot be read",
+        "no\0ne": "cannot be read",
+    }.items():
         shown = pictures.photograph(str(tmp_path / f"{name}.jpg"))
         assert why in shown.missing
         assert not shown.url
-    monkeypatch.setattr(pictures, "MAX_FILE_BYTES", 7)
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", 7)
     assert "too large" in pictures.photograph(str(tmp_path / "bad.jpg")).missing
 
 
