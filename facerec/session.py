@@ -2,7 +2,8 @@
 
 ``ray job submit`` and RAY_ADDRESS lead to a running cluster, whose authentication is the user's to set. Without them Ray
 starts here with a bounded object store and ends with the process. Nobody else can use that Ray: every port listens on
-loopback only, and every call needs a token that is drawn for this session and kept in the environment of its processes.
+loopback only, every call needs a token that is drawn for this session and kept in the environment of its processes, and
+its files are below a folder that only this user can enter (unless RAY_TMPDIR names another).
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import logging
 import os
 import re
 import secrets
+import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -72,7 +76,8 @@ def _started(num_cpus: int | None) -> Iterator[None]:
         said = os.environ["RAY_AUTH_MODE"]
         print(f"ray: RAY_AUTH_MODE={said} is ignored: a local Ray always requires a token", file=sys.stderr)
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    with fresh_token(), _on_loopback():
+    folder = os.environ.get("RAY_TMPDIR") or private_folder()
+    with fresh_token(), _on_loopback(), _environment({"RAY_TMPDIR": folder}):
         try:
             ray.init(
                 address="local",
@@ -126,6 +131,20 @@ def _on_loopback() -> Iterator[None]:
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def private_folder() -> str:
+    """A folder for Ray's logs, sockets and spilled rows that only this user can enter.
+
+    Ray lets every user of the machine write to its own folders, and so exchange the sockets by which its processes meet.
+    """
+    folder = Path(tempfile.gettempdir(), f"ray-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return str(folder)
+    return tempfile.mkdtemp(prefix=f"{folder.name}-")  # somebody else has taken the name
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ def ray_local() -> Iterator[None]:
     """A Ray of two CPUs on this machine, with a bounded object store."""
     import ray
 
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False
+    )
     yield
     ray.shutdown()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -78,9 +79,20 @@ def test_nobody_else_can_use_the_ray_of_a_job(pair: Namespaces, folder: Path) ->
         assert not (folder / "outsider").exists()
         assert not (folder / "neighbour").exists()
         assert pair.mentions(token) == []
+        private = folder / f"ray-{os.getuid()}"
+        assert private.stat().st_mode & 0o777 == 0o700
+        names = {path.name for path in private.rglob("*") if path.is_socket()}
+        assert names >= {"plasma_store", "raylet"}
+        folder.chmod(0o755)  # as /tmp is to a neighbour
+        assert [path for path in folder.rglob("*") if path.is_socket() and not hidden(path, folder)] == []
     said = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     assert len(said) > 10
     assert [path for path in said if token.encode() in path.read_bytes()] == []
+
+
+def hidden(path: Path, below: Path) -> bool:
+    """Whether some folder on the way from ``below`` lets nobody else in."""
+    return any(not folder.stat().st_mode & 0o077 for folder in path.parents if below in folder.parents)
 
 
 @pytest.mark.cluster

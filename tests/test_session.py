@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import ray.data
 import ray.train
 
 from facerec.errors import ConfigError, StorageError
-from facerec.session import alone, one_core, ray_session
+from facerec.session import alone, one_core, private_folder, ray_session
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -108,6 +109,41 @@ def test_a_ray_that_a_job_starts_is_its_own_and_requires_a_token_of_its_own(
     assert list(tmp_path.iterdir()) == []
     assert done.stderr.count("RAY_AUTH_MODE=disabled is ignored") == (2 if given else 0)
     assert "authentication" not in done.stderr.lower()
+
+
+def test_rays_files_are_in_a_folder_that_only_this_user_can_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first = Path(private_folder())
+    assert first == tmp_path / f"ray-{os.getuid()}"
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert private_folder() == str(first)
+
+
+@pytest.mark.parametrize("taken", ["open", "link", "file", "another user's"])
+def test_a_folder_that_somebody_else_has_made_for_ray_is_not_used(
+    taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    name = tmp_path / f"ray-{os.getuid()}"
+    if taken == "link":
+        (tmp_path / "theirs").mkdir()
+        name.symlink_to(tmp_path / "theirs")
+    elif taken == "file":
+        name.touch()
+    else:
+        name.mkdir(mode=0o777 if taken == "open" else 0o700)
+        name.chmod(0o777 if taken == "open" else 0o700)
+    if taken == "another user's":
+        if os.getuid() != 0:
+            pytest.skip("only root can make a folder of another user")
+        os.chown(name, 65534, 65534)
+    chosen = Path(private_folder())
+    assert chosen != name
+    assert chosen.is_dir()
+    assert chosen.stat().st_mode & 0o777 == 0o700
+    assert chosen.stat().st_uid == os.getuid()
 
 
 @pytest.mark.parametrize("resources, one", [({}, False), ({"CPU": 1.0}, True), ({"CPU": 8.0}, False)])

@@ -115,7 +115,7 @@ class Counter:
         held = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
         return pa.table({"rows": [part.num_rows], "gpus": [held]})
 
-ray.init(num_cpus=2, num_gpus=1, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, num_gpus=1, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
 parts = [pa.table({"row": list(range(rows))}) for rows in (3, 700, 5)]
 print(on_whole_blocks([packed(part) for part in parts]).map_batches(Counter, **pool(EmbedConfig(gpu=True), len(parts))).take_all())
 """

@@ -181,7 +181,7 @@ def running(pair: Namespaces, program: str, folder: Path) -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=_without_ray() | {"RAY_TMPDIR": str(folder)},
+        env=_without_ray() | {"TMPDIR": str(folder)},
     )
     try:
         assert process.stdout
