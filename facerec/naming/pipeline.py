@@ -6,7 +6,10 @@ stated share of strangers' faces exceed, and the strangers are said:
 - ``--strangers``: published faces of people who are not enrolled. Faces whose name is enrolled are left out. People
   whom the network was trained on lie further from everybody than people it never saw: they make bad strangers.
 - without it, the gallery itself: each person is kept out in turn, and every face of theirs is a stranger's to all the
-  others. An SVM keeps no faces, so it needs ``--strangers``.
+  others. An SVM keeps no faces, so it needs ``--strangers``, and so does a gallery of one person.
+
+Few faces carry no rate, as one photograph of each of five people. Then the user names strangers, or chooses the score by
+``--threshold``; the manifest says that no rate was measured.
 
 The rate is one of these strangers: others, photographed otherwise, raise more alarms or fewer. It rests on people
 more than on faces, and on people the network never saw: with a gallery of 14, most of them trained on, 10 of 80 faces
@@ -15,6 +18,7 @@ of other strangers were above a threshold of 5 %.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +46,9 @@ class IdentifyConfig:
     """Vectors of people who are not enrolled, to count false alarms on; without it the gallery, each person kept out in turn."""
     false_alarms: float = 0.01
     """Share of strangers' faces that may be given a name (above 0, below 1)."""
+    threshold: float | None = None
+    """Instead of a rate, which few faces cannot carry: the score above which a name is given (a gallery's is a cosine
+    similarity, from -1 to 1). Nothing is then known of false alarms."""
     out: str = "names"
     """Where the names go."""
 
@@ -50,9 +57,17 @@ class IdentifyConfig:
             raise ConfigError(
                 "who gives the names? Choose one: enrolled people (--gallery) or an evaluation's SVM (--report)"
             )
-        if self.report and not self.strangers:
+        if self.threshold is not None and self.strangers:
             raise ConfigError(
-                "an SVM keeps no faces to count false alarms on; name embeddings of people it was not fitted on (--strangers)"
+                f"threshold is {self.threshold} and strangers {self.strangers}, which are there to find one; "
+                f"give --threshold or --strangers"
+            )
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"threshold is {self.threshold}; choose a finite score (--threshold)")
+        if self.report and not self.strangers and self.threshold is None:
+            raise ConfigError(
+                "an SVM keeps no faces to count false alarms on; name embeddings of people it was not fitted on "
+                "(--strangers), or choose the score yourself (--threshold)"
             )
         if not 0 < self.false_alarms < 1:
             raise ConfigError(
@@ -62,12 +77,13 @@ class IdentifyConfig:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Above which score a name is given, and who says so."""
+    """Above which score a name is given, and what says so."""
 
     score: float
     faces: int
+    """Strangers' faces that false alarms were counted on; 0 if the score was chosen by the user."""
     people: int
-    """0 where the strangers have no names."""
+    """0 if the strangers have no names."""
     strangers: str
 
     def to_json(self) -> dict[str, Any]:
@@ -93,8 +109,10 @@ def identify(config: IdentifyConfig) -> publish.Dataset:
         "embeddings_digest": faces.digest,
         "recogniser_digest": recogniser.digest,
         "strangers_digest": strangers.digest if strangers else None,
-        "false_alarms": config.false_alarms,
+        "false_alarms": config.false_alarms if config.threshold is None else None,
     }
+    if config.threshold is not None:
+        about["threshold"] = config.threshold
     with publish.exclusive(out, "--out") as fence:
         publish.claim(fence, about, "--out")
         if publish.current(out):
@@ -160,7 +178,9 @@ def _recogniser(config: IdentifyConfig, faces: publish.Dataset) -> Recogniser:
 def _threshold(
     config: IdentifyConfig, recogniser: Recogniser, strangers: publish.Dataset | None
 ) -> Threshold:
-    """The lowest score that at most the stated share of strangers exceed; raises ConfigError where they are too few."""
+    """The lowest score that at most the stated share of strangers exceed, or the user's; ConfigError if they are too few."""
+    if config.threshold is not None:
+        return Threshold(config.threshold, 0, 0, "nobody: the score was chosen (--threshold)")
     if strangers:
         table = strangers.read("embeddings", ["identity", "embedding"])
         names = np.array(table["identity"].fill_null("").to_pylist(), str)
@@ -176,6 +196,11 @@ def _threshold(
     else:
         assert isinstance(recogniser, Gallery)  # __post_init__ asks for strangers otherwise
         whose = f"the people in {config.gallery}, each kept out in turn"
+        if len(recogniser.people) < 2:
+            raise ConfigError(
+                f"{config.gallery} holds one person, so it has no strangers to count false alarms on; name embeddings of "
+                f"other people (--strangers), or choose the score above which a name is given (--threshold)"
+            )
         require_enough(len(recogniser.vectors), config.false_alarms, whose)
         sureness, people = recogniser.sureness_without_them(), len(recogniser.people)
     return Threshold(scores.alarm_threshold(sureness, config.false_alarms), len(sureness), people, whose)

@@ -49,14 +49,14 @@ class Gallery:
 
     @classmethod
     def read(cls, dataset: publish.Dataset) -> Gallery:
-        """The faces of a published folder that have names; raises SourceError where they are of fewer than two people."""
+        """The faces of a published folder that have names; raises SourceError if none has one."""
         table = dataset.read("embeddings", ["identity", "embedding"])
         named = table.filter(table["identity"].is_valid())
         gallery = cls(schema.vectors(named), np.array(named["identity"].to_pylist(), str), dataset.digest)
-        if len(gallery.people) < 2:
+        if not named.num_rows:
             raise SourceError(
-                f"{dataset.folder} has {named.num_rows} faces with a name, of {len(gallery.people)} people; enrol at least 2 "
-                f"people, a folder each, by jobs/align.py and jobs/embed.py --faces: --photos gives no names (--gallery)"
+                f"{dataset.folder} has {table.num_rows} faces and none with a name; enrol people, one folder per person, by "
+                f"jobs/align.py and jobs/embed.py --faces: --photos gives no names (--gallery)"
             )
         return gallery
 
@@ -126,9 +126,10 @@ class FittedSvm:
 
 
 def require_enough(faces: int, rate: float, whose: str) -> None:
-    """Raise ConfigError where ``faces`` strangers carry no false-alarm rate."""
+    """Raise ConfigError if ``faces`` strangers are too few for this false-alarm rate."""
     if faces * rate < scores.ALARMS:
         raise ConfigError(
             f"{faces} faces of {whose} carry no false-alarm rate of {rate:g}: {scores.ALARMS} false alarms need "
-            f"{math.ceil(scores.ALARMS / rate - 1e-9)}; take more faces, or a higher rate (--false_alarms)"
+            f"{math.ceil(scores.ALARMS / rate - 1e-9)} faces; take a higher rate (--false_alarms), name more strangers "
+            f"(--strangers), or choose the score above which a name is given (--threshold)"
         )

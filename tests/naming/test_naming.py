@@ -194,14 +194,14 @@ def one_person() -> tuple[list[str | None], Any]:
     "names, vectors, model, error, words",
     [
         (*people(20, 30, 0.5, 1), "another", MismatchError, r"embedded by m on p and .* by another on p"),
-        (*one_person(), "m", SourceError, "600 faces with a name, of 1 people"),
-        ([None] * 600, one_person()[1], "m", SourceError, "0 faces with a name"),
+        (*one_person(), "m", ConfigError, r"holds one person.*--strangers.*--threshold"),
+        ([None] * 600, one_person()[1], "m", SourceError, "600 faces and none with a name"),
         (*people(20, 30, 0.5, 1), ["m"] * 300 + ["n"] * 300, MismatchError, "several models"),
         (
             *people(4, 30, 0.5, 1),
             "m",
             ConfigError,
-            r"120 faces .* each kept out in turn .*0.01: 5 .* need 500",
+            r"120 faces .* each kept out in turn .*0.01: 5 .* need 500.*--false_alarms.*--strangers.*--threshold",
         ),
         ([], np.empty((0, schema.EMBEDDING_DIM)), "m", SourceError, "holds no faces"),
     ],
@@ -222,6 +222,36 @@ def test_a_gallery_that_does_not_fit_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "names").exists()
 
 
+@pytest.mark.parametrize("people_enrolled", [1, 5])
+def test_one_photograph_of_each_person_is_a_gallery_by_a_chosen_score_or_by_strangers(
+    tmp_path: Path, enrolled: IdentifyConfig, people_enrolled: int
+) -> None:
+    names, vectors = people(PEOPLE, 1, 0.5, seed=1)
+    write_embeddings(tmp_path / "few", names[:people_enrolled], vectors[:people_enrolled])  # type: ignore[arg-type]
+    settings = vars(enrolled) | {"gallery": str(tmp_path / "few")}
+    with pytest.raises(ConfigError, match=r"--strangers.*--threshold"):
+        identify(IdentifyConfig(**settings))
+    chosen = identify(IdentifyConfig(**settings | {"threshold": 0.6}))
+    probes = publish.open_dataset(enrolled.embeddings, "").read("embeddings")["identity"].to_pylist()
+    wanted = [name if name in names[:people_enrolled] else None for name in probes]
+    assert chosen.read("names")["name"].to_pylist() == wanted
+    assert chosen.manifest["counts"]["named"] == 10 * people_enrolled
+    assert (chosen.manifest["threshold"], chosen.manifest["false_alarms"]) == (0.6, None)
+    assert "chosen" in chosen.manifest["strangers"]
+    write_embeddings(tmp_path / "strangers", *people(100, 6, 0.5, seed=8))  # type: ignore[arg-type]
+    other = settings | {"strangers": str(tmp_path / "strangers"), "out": str(tmp_path / "rated")}
+    rated = identify(IdentifyConfig(**other))
+    assert rated.manifest["stranger_faces"] == 600
+    assert sum(name is not None for name in rated.read("names")["name"].to_pylist()) >= 9 * people_enrolled
+    with pytest.raises(MismatchError, match=r"threshold.*--out"):
+        identify(IdentifyConfig(**settings | {"threshold": 0.7}))
+
+
+def test_an_svm_names_people_by_a_chosen_margin(tmp_path: Path, enrolled: IdentifyConfig) -> None:
+    config = IdentifyConfig(**vars(by_svm(tmp_path, enrolled)) | {"strangers": None, "threshold": 1e9})
+    assert identify(config).manifest["counts"]["named"] == 0
+
+
 def test_another_gallery_into_the_same_folder_is_refused(tmp_path: Path, enrolled: IdentifyConfig) -> None:
     identify(enrolled)
     write_embeddings(tmp_path / "others", *people(PEOPLE, EACH, 0.5, seed=5))  # type: ignore[arg-type]
@@ -236,6 +266,8 @@ def test_another_gallery_into_the_same_folder_is_refused(tmp_path: Path, enrolle
         ({"gallery": "a", "report": "b"}, "--report"),
         ({"report": "b"}, "--strangers"),
         ({"gallery": "a", "false_alarms": 0.0}, "--false_alarms"),
+        ({"gallery": "a", "threshold": float("nan")}, "--threshold"),
+        ({"gallery": "a", "threshold": 0.5, "strangers": "b"}, "--threshold or --strangers"),
     ],
 )
 def test_a_senseless_flag_is_one_line(flags: dict[str, Any], word: str) -> None:
