@@ -1,6 +1,6 @@
 """`make demo`: draw procedural faces, run the whole pipeline on them, and fail where it learnt too little.
 
-With --source, real photographs take their place, and any score is accepted.
+With --source, real photographs are used instead, and any score is accepted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DemoConfig:
     out: str = "build/demo"
     """Where everything goes; the same command again goes on from there."""
     source: str | None = None
-    """A folder of photographs, a folder a person; without it faces are drawn."""
+    """A folder of photographs, one folder per person, of five people or more; without it faces are drawn."""
     drawn: SyntheticConfig = SyntheticConfig()
     """How many drawn people and photographs."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,29 @@ from pathlib import Path
 import pytest
 
 from facerec.alignment.config import AlignConfig
+from facerec.alignment.pipeline import align_source
 from facerec.alignment.pipeline import plan as align_plan
+from facerec.embedding.config import EmbedConfig
+from facerec.embedding.pipeline import embed_faces
 from facerec.errors import ConfigError, FacerecError, SourceError
+from facerec.evaluation.config import EvaluateConfig
+from facerec.evaluation.pipeline import evaluate
+from facerec.models.embedder import ModelConfig, build
+from facerec.models.format import save_model
+from facerec.naming.pipeline import IdentifyConfig, identify
+from facerec.reporting.page import ReportConfig, write_report
+from facerec.schema import FACE_SIDE
+from facerec.synthetic import SyntheticConfig, write_collection
 from facerec.training.batches import BatchConfig
 from facerec.training.config import TrainConfig
+from facerec.training.fit import train
 from facerec.training.forecast import forecast
 from jobs.pipeline import PipelineConfig, plan
-from tests.support.faces import write_faces
+from tests.support.faces import write_drawn_faces, write_faces
+from tests.support.generations import amend
 
 ROOT = Path(__file__).parents[1]
+MODEL = ModelConfig(side=64)
 
 
 def listed(folder: Path, *photographs: int) -> Path:
@@ -98,3 +113,78 @@ def test_the_forecast_refuses_faces_that_are_too_few_with_the_numbers(
 def test_a_batch_that_nothing_but_single_faces_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"37 x 41 = 1517 faces.*2 to 32.*--batch\.micro_batch"):
         BatchConfig(p=37, k=41).fit(40)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("people", [1, 5])
+def test_one_photograph_of_each_person_is_aligned_embedded_and_named(tmp_path: Path, people: int) -> None:
+    """Enrolled by one photograph each, and looked up by the same one: an untrained network knows no other."""
+    drawn = SyntheticConfig(identities=people, photographs=1)
+    write_collection(tmp_path / "enrolled", drawn)
+    model, faces = str(tmp_path / "model"), str(tmp_path / "faces")
+    aligned = align_source(AlignConfig(source=str(tmp_path / "enrolled"), out=faces))
+    assert aligned.manifest["counts"]["faces"] == people
+    save_model(model, build(MODEL, 0), MODEL, aligned.preprocessing, {})
+    gallery = embed_faces(EmbedConfig(faces=faces, model=model, out=str(tmp_path / "gallery"))).folder
+    asked = {"embeddings": gallery, "gallery": gallery, "out": str(tmp_path / "names")}
+    with pytest.raises(ConfigError, match=r"--strangers.*--threshold"):
+        identify(IdentifyConfig(**asked))  # type: ignore[arg-type]
+    names = identify(IdentifyConfig(**asked, threshold=0.9))  # type: ignore[arg-type]
+    wanted = {f"person_{person:04d}" for person in range(people)}
+    assert set(names.read("names")["name"].to_pylist()) == wanted
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_five_people_of_two_photographs_are_trained_on_scored_and_reported(tmp_path: Path) -> None:
+    where = {
+        name: str(tmp_path / name) for name in ("faces", "run", "embeddings", "untrained", "report.json")
+    }
+    amend(write_drawn_faces(where["faces"], 5, 2, side=FACE_SIDE), {"label_conflicts": []})
+    train(
+        TrainConfig(
+            faces=where["faces"],
+            run=where["run"],
+            model=MODEL,
+            batch=BatchConfig(k=8, p_max=16),
+            steps=25,
+            num_workers=0,
+        )
+    )
+    for model, out in (("model", "embeddings"), ("untrained", "untrained")):
+        embed_faces(EmbedConfig(faces=where["faces"], model=f"{where['run']}/{model}", out=where[out]))
+    report = evaluate(
+        EvaluateConfig(
+            faces=where["faces"],
+            run=where["run"],
+            embeddings=where["embeddings"],
+            control=where["untrained"],
+            out=where["report.json"],
+            replicates=20,
+        )
+    )
+    assert len(report["unseen_people"]) == 3
+    page = write_report(
+        ReportConfig(faces=where["faces"], report=where["report.json"], out=f"{tmp_path}/report.html")
+    )
+    assert "3" in Path(page).read_text()
+
+
+def test_five_real_people_of_two_and_three_photographs_run_through_the_demo(
+    tmp_path: Path, photographs_of_people: Path
+) -> None:
+    people = sorted(folder for folder in (photographs_of_people / "pins").iterdir() if folder.is_dir())[:5]
+    for number, folder in enumerate(people):
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for photograph in sorted(folder.iterdir())[: 2 + number % 2]:
+            shutil.copy(photograph, tmp_path / "photos" / folder.name)
+    command = [
+        sys.executable,
+        "jobs/demo.py",
+        "--source",
+        str(tmp_path / "photos"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / "report.html").exists()

@@ -79,8 +79,8 @@ def _people(config: EvaluateConfig, inputs: Inputs, seen: Seen | None) -> dict[s
     people = sorted(set(enrolled.identities[enrolled.train].tolist()))
     if len(people) < 2:
         raise SourceError(
-            f"{len(people)} unseen people have two different photographs; at least 2 are needed to tell apart "
-            f"(more people in the source, or --split.unseen in training)"
+            f"{len(people)} of the {len(cast.scored)} people to score have two different photographs; at least 2 are needed "
+            f"to tell apart: add people or photographs, or hold out more people in training (--split.unseen)"
         )
     results = _all_tasks(config, faces, scored, cast, enrolled)
     svm = storage.join(storage.absolute(config.out).rsplit("/", 1)[0], "svm.skops")
