@@ -87,15 +87,16 @@ class Fence:
 
 @contextlib.contextmanager
 def exclusive(
-    folder: str, what: str, lease: float = LEASE_SECONDS, bar: Callable[[Fence], None] | None = None
+    folder: str, what: str, lease: float | None = None, bar: Callable[[Fence], None] | None = None
 ) -> Iterator[Fence]:
     """Hold the folder; raise BusyError if another run holds it. ``what`` is the flag that names the folder.
 
-    The file lock of a dead run is free at once, its lease on S3 after ``lease`` seconds. ``bar`` is called if the lease
+    The file lock of a dead run is free at once, its lease on S3 after ``lease`` seconds (LEASE_SECONDS). ``bar`` is called if the lease
     was taken over: its former holder may still live, and must not commit any more when it wakes.
     """
     s3.require(folder)
-    with _leased(folder, what, lease, bar) if storage.is_s3(folder) else _locked(folder, what) as fence:
+    seconds = LEASE_SECONDS if lease is None else lease
+    with _leased(folder, what, seconds, bar) if storage.is_s3(folder) else _locked(folder, what) as fence:
         yield fence
 
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import facerec
 from facerec import lock, s3, schema, storage
 from facerec.errors import BusyError, DatasetError, FacerecError, MismatchError
-from facerec.lock import LEASE_SECONDS, Fence
+from facerec.lock import Fence
 
 PART_ROW_GROUP = 8
 """Rows of a row group of a part. Compaction reads the row groups that its faces lie in, all over the parts.
@@ -40,7 +40,7 @@ BARRED = {"schema_version": schema.VERSION, "generation": 0, "files": [], "histo
 
 
 @contextlib.contextmanager
-def exclusive(folder: str, what: str, lease: float = LEASE_SECONDS) -> Iterator[Fence]:
+def exclusive(folder: str, what: str, lease: float | None = None) -> Iterator[Fence]:
     """Hold a folder that is published; raise BusyError if another run holds it. ``what`` is the flag that names it.
 
     If the block fails, the generation that it began goes, unless it was published.

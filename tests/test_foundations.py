@@ -68,6 +68,15 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "log"]
 
 
+def test_a_written_file_and_its_name_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    storage.write_bytes(str(tmp_path / "file"), b"new")
+    assert len(synced) == 2
+    assert synced[0].startswith(str(tmp_path / "file."))
+    assert synced[1] == str(tmp_path)
+
+
 def _full(_file: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

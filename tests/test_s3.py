@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -215,6 +217,36 @@ def test_an_alignment_through_a_failing_s3_loses_nothing_and_tells_no_secret(
     assert len(artifacts) > 20 + 5
     assert len(said) > 5
     assert not any(SECRET.encode() in text for text in [job.stdout, *said, *artifacts])
+
+
+def write_zeros(uri: str, size: int, one_request: int) -> None:
+    s3.ONE_REQUEST = one_request
+    storage.write_bytes(uri, bytes(size))
+
+
+@pytest.mark.parametrize("one_request", [64 * 2**20, 5 * 2**20])
+def test_a_write_that_is_killed_leaves_no_object(bucket: str, server: Faults, one_request: int) -> None:
+    """SIGKILL when the server has the headers and not all of the body, of one request or of a part of an upload."""
+    context = multiprocessing.get_context("spawn")
+    writer = context.Process(
+        target=write_zeros, args=(f"{bucket}/set/manifest.json", 48 * 2**20, one_request)
+    )
+    kinds: list[str] = []
+
+    def kill(kind: str) -> None:
+        kinds.append(kind)
+        if kinds.count("multipart") == 3 or kind == "put":
+            os.kill(writer.pid or 0, signal.SIGKILL)
+
+    server.on_body = kill
+    writer.start()
+    writer.join(120)
+    assert writer.exitcode == -signal.SIGKILL
+    server.on_body = lambda _: None
+    assert not storage.exists(f"{bucket}/set/manifest.json")
+    assert storage.list_tree(bucket) == []
+    storage.write_bytes(f"{bucket}/set/manifest.json", b"{}")
+    assert storage.read_bytes(f"{bucket}/set/manifest.json") == b"{}"
 
 
 def _without_address(table: pa.Table) -> pa.Table:

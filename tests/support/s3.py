@@ -53,6 +53,8 @@ class Faults:
         self.share = 0.0
         self.due: list[Fault] = []
         self.seen: list[Fault] = []
+        self.on_body: Callable[[str], None] = lambda _: None
+        """Told the kind of each request when its headers are there and its body is not."""
         self.moto: Respond = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
         self._random = random.Random(seed)
         self._turn = threading.Lock()
@@ -60,9 +62,12 @@ class Faults:
     def __call__(self, environ: dict[str, Any], respond: Respond) -> Any:
         """One request at a time, as moto checks a condition and writes in two steps."""
         length = -1 if environ.get("wsgi.input_terminated") else int(environ.get("CONTENT_LENGTH") or 0)
-        environ["wsgi.input"] = io.BytesIO(
-            environ["wsgi.input"].read(length)
-        )  # a paused client keeps no turn
+        self.on_body(_kind(environ))
+        body = environ["wsgi.input"].read(length)  # before the turn, as a paused client must not keep it
+        if len(body) < length:
+            respond("400 Bad Request", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>IncompleteBody</Code></Error>"]
+        environ["wsgi.input"] = io.BytesIO(body)
         with self._turn:
             fault = self._next(_kind(environ))
             if fault is None:
