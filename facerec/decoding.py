@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facerec import pixels, s3, storage
+from facerec import access, pixels, s3, schema, storage
 from facerec.pixels import BUFFER, HELD_BYTES, Header, Rejected
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -40,7 +40,22 @@ File = io.BytesIO | io.BufferedReader
 
 @contextlib.contextmanager
 def opened(uri: str) -> Iterator[File]:
-    """A photograph's bytes, as a file at its beginning. Raises Rejected."""
+    """A photograph's bytes, as a file at its beginning. Raises Rejected.
+
+    Faults of the environment, also those of reading within the block, pass as OSError, MemoryError or StorageError.
+    """
+    try:
+        with access.of_one_photograph(uri), _regular(uri) as file:
+            yield file
+    except access.Unavailable as why:
+        if "\\x" in uri:
+            hint = "\\x stands for a byte that is not UTF-8: rename the file"
+            raise Rejected("unreadable", f"{why}; {hint}") from None
+        raise Rejected(schema.UNAVAILABLE, str(why)) from None
+
+
+@contextlib.contextmanager
+def _regular(uri: str) -> Iterator[File]:
     try:
         if not storage.is_s3(uri) and not stat.S_ISREG(os.stat(uri).st_mode):
             raise Rejected("unreadable", "a folder, pipe or device where a file is needed")
@@ -49,9 +64,8 @@ def opened(uri: str) -> Iterator[File]:
                 raise Rejected("too_large", f"{file.size():,} bytes; at most {MAX_FILE_BYTES:,} are read")
             held = file.size() <= HELD_BYTES
             yield io.BytesIO(file.read()) if held else io.BufferedReader(file, BUFFER)
-    except (OSError, ValueError) as error:
-        hint = "; \\x stands for a byte that is no UTF-8: rename the file" if "\\x" in uri else ""
-        raise Rejected("unreadable", f"{type(error).__name__}: {error}{hint}") from None
+    except ValueError as error:  # a name that no file can have
+        raise Rejected("unreadable", f"{type(error).__name__}: {error}") from None
 
 
 def decode(source: bytes | File) -> NDArray[np.uint8]:

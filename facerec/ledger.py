@@ -22,12 +22,28 @@ I64 = NDArray[np.int64]
 
 
 def missing(parts: list[str], photographs: pa.Table) -> pa.Table:
-    """The listed photographs that no finished part holds."""
+    """The listed photographs that no finished part holds, or only as unavailable."""
     listed, absent = keys(photographs), np.ones(photographs.num_rows, bool)
-    for tables in storage.read_tables(parts, schema.PHOTOGRAPHS.names):
-        done = keys(pa.concat_tables(tables))
+    for tables in storage.read_tables(parts, [*schema.PHOTOGRAPHS.names, "reason"]):
+        rows = pa.concat_tables(tables)
+        done = keys(rows.filter(pc.invert(unavailable(rows))))
         absent &= ~pc.is_in(listed, value_set=done).to_numpy()
     return photographs.filter(absent)
+
+
+def unavailable(rows: pa.Table) -> pa.ChunkedArray:
+    """Which rows say that their photograph could not be opened [n]."""
+    return pc.fill_null(pc.equal(rows["reason"], schema.UNAVAILABLE), False)
+
+
+def say_unavailable(job: str, counts: dict[str, Any]) -> None:
+    """Warn in one line where photographs could not be opened; ``counts`` are those of the manifest."""
+    if number := counts["image_rejects"].get(schema.UNAVAILABLE):
+        print(
+            f"{job}: WARNING: {number} of {counts['photographs']} photographs could not be opened "
+            f"(rejects with reason {schema.UNAVAILABLE}); the same command tries them again",
+            flush=True,
+        )
 
 
 def is_current(folder: str, photographs: pa.Table) -> bool:
@@ -79,7 +95,7 @@ def account(parts: list[str], photographs: pa.Table) -> Account:
 
 def _metadata(parts: list[str], photographs: pa.Table) -> tuple[pa.Table, float]:
     """Rows of all parts without images, in the order of their photographs, each of which counts in one part only;
-    and the parts' core-seconds.
+    and the parts' core-seconds. A part in which a photograph is unavailable counts where there is no other.
 
     ``photograph`` is the place in the listing; ``part`` and ``row`` say where the row lies.
     """
@@ -87,7 +103,7 @@ def _metadata(parts: list[str], photographs: pa.Table) -> tuple[pa.Table, float]
     pa.default_memory_pool().release_unused()
     part = np.repeat(np.arange(len(parts)), sizes)
     row = np.arange(len(part)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    order = np.argsort(photograph, kind="stable")
+    order = np.lexsort((unavailable(table).to_numpy(), photograph))
     order = order[photograph[order] >= 0]
     place = photograph[order]
     first = np.searchsorted(place, place)

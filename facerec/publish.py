@@ -81,7 +81,11 @@ def claim(fence: Fence, settings: dict[str, Any], flag: str) -> None:
 
 
 def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:
-    """Whether the folder is ours already; writes nothing. Raises MismatchError where it cannot become ours."""
+    """Whether the folder is ours already; writes nothing.
+
+    Raises MismatchError if it cannot become ours, and ConfigError if it cannot be written.
+    """
+    storage.require_writable(folder, flag)
     uri = storage.join(folder, "claim.json")
     if storage.exists(uri):
         theirs = storage.read_json(uri)
@@ -311,16 +315,18 @@ def write_part(
 ) -> pa.Table:
     """The part that rows ``of`` name, made and written whole or not at all; gives one row of counts.
 
-    ``of`` has source_uri and identity, and face_id if a photograph's faces may lie in several parts. A part that is there
-    already is not made again: after a node's death Ray Data asks again for what the node had finished but not reported.
-    What making took is in the file's metadata, with ``before_s`` core-seconds spent elsewhere. Raises BusyError if the
-    folder is another run's, and then leaves nothing.
+    ``of`` has the columns of schema.PHOTOGRAPHS, and face_id if a photograph's faces may lie in several parts. A part that
+    is there already is not made again: after a node's death Ray Data asks again for what the node had finished but not
+    reported. One in which photographs are unavailable is replaced. What making took is in the file's metadata, with
+    ``before_s`` core-seconds spent elsewhere. Raises BusyError if the folder is another run's, and then leaves nothing.
     """
     named = _distinct(of, of.column_names)
     name = hashlib.blake2b("\n".join("\x1f".join(map(str, row)) for row in named).encode(), digest_size=12)
     uri = storage.join(fence.folder, "parts", f"part-{name.hexdigest()}.parquet")
     if storage.exists(uri):
-        return _counts(storage.read_table(uri))
+        counts = _counts(storage.read_table(uri))
+        if not counts["unavailable"][0].as_py():
+            return counts
     began = time.monotonic()
     rows = make()
     told = {
@@ -337,12 +343,17 @@ def _distinct(rows: pa.Table, columns: list[str]) -> list[tuple[Any, ...]]:
 
 
 def _counts(rows: pa.Table) -> pa.Table:
-    """Photographs, their faces, and the photographs that gave none; faces left out of others are in no number."""
-    photographs, faces, rejects = len(_distinct(rows, schema.PHOTOGRAPHS.names)), rows.num_rows, 0
+    """Photographs, their faces, and the photographs that gave none, also those that were unavailable.
+
+    Faces left out of others are in no number.
+    """
+    counts = {"photographs": len(_distinct(rows, schema.PHOTOGRAPHS.names)), "faces": rows.num_rows}
+    counts |= {"rejects": 0, "unavailable": 0}
     if "level" in rows.column_names:
-        faces = rows["level"].null_count
-        rejects = pc.sum(pc.equal(rows["level"], "image")).as_py() or 0
-    return pa.table({"photographs": [photographs], "faces": [faces], "rejects": [rejects]})
+        counts["faces"] = rows["level"].null_count
+        counts["rejects"] = pc.sum(pc.equal(rows["level"], "image")).as_py() or 0
+        counts["unavailable"] = pc.sum(pc.equal(rows["reason"], schema.UNAVAILABLE)).as_py() or 0
+    return pa.table({name: [count] for name, count in counts.items()})
 
 
 def parts(folder: str) -> list[str]:

@@ -26,8 +26,10 @@ CONNECT_SECONDS, READ_SECONDS = 5, 30
 CONNECTIONS = 32
 """Requests at the same time, by as many threads."""
 
-_OF_ONE_OBJECT = ("403", "404", "accessdenied", "nosuchkey")
-"""HEAD answers have no text, and so no code but the number."""
+OF_ONE_OBJECT = ("403", "404", "accessdenied", "invalidobjectstate", "nosuchkey")
+"""Codes that may concern one object alone. An answer to HEAD has no text, and so no code but its number."""
+_UNNAMED = ("[code", "UNKNOWN", "response stream")
+"""What Arrow says where it has no name for a code, or where the object is smaller than the refusal."""
 _UNREACHABLE = "nothing answers at the endpoint; correct AWS_ENDPOINT_URL or mend the network"
 _ELSEWHERE = "the bucket lies in another region; set AWS_REGION to its own"
 _MISNAMED = "correct the bucket's name"
@@ -39,6 +41,7 @@ REMEDIES = {
     "expiredtoken": "log in anew, and the same command goes on",
     "invalidaccesskeyid": "the endpoint does not know the key; correct AWS_ACCESS_KEY_ID or AWS_ENDPOINT_URL",
     "invalidbucketname": _MISNAMED,
+    "invalidobjectstate": "restore the object from its archive (GLACIER, DEEP_ARCHIVE)",
     "networkconnection": _UNREACHABLE,
     "nocredentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role",
     "nosuchbucket": "create the bucket, or correct its name or AWS_ENDPOINT_URL",
@@ -152,6 +155,8 @@ def refusals(uri: str) -> Iterator[None]:
         code, _, said = str(error).partition("AWS Error ")[2].partition(" during ")
         if not code:
             raise
+        if said.startswith("GetObject") and any(words in code + said for words in _UNNAMED):
+            begin(uri)  # raises with the code
         raise _refused(uri, code, said) from None
 
 
@@ -170,9 +175,16 @@ def etag(uri: str) -> str | None:
         with refusals(uri):
             return etag_of(client().head_object(Bucket=bucket, Key=key))
     except StorageError as error:
-        if error.code in _OF_ONE_OBJECT:
+        if error.code in OF_ONE_OBJECT:
             return None
         raise
+
+
+def begin(uri: str) -> None:
+    """Request an object without reading it; raises StorageError with S3's own code, which Arrow does not always keep."""
+    bucket, key = bucket_and_key(uri)
+    with refusals(uri):
+        client().get_object(Bucket=bucket, Key=key)["Body"].close()
 
 
 def etag_of(said: dict[str, Any]) -> str:

@@ -62,7 +62,18 @@ REJECTS = pa.schema(
 )
 """One row a photograph without a face, or a face that was not taken."""
 
-REASONS = ("unreadable", "too_large", "too_small", "no_face", "low_confidence", "not_subject", "duplicate")
+UNAVAILABLE = "unavailable"
+"""Not there, or not ours to read, when it was aligned. The next run tries it again; all other reasons are facts."""
+REASONS = (
+    UNAVAILABLE,
+    "unreadable",
+    "too_large",
+    "too_small",
+    "no_face",
+    "low_confidence",
+    "not_subject",
+    "duplicate",
+)
 
 ALIGNED = pa.schema(
     [

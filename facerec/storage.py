@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from facerec import s3
-from facerec.errors import DatasetError, StorageError
+from facerec.errors import ConfigError, DatasetError, StorageError
 
 READERS = 8
 """Files read at once where many are."""
@@ -32,6 +33,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 """A disk that is full, or not ours to write."""
 UNSYNCED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 """A file system, often of a network, that has no fsync for folders."""
+FOREIGN = r"^(?:[A-Za-z][A-Za-z0-9+.-]*:/|[A-Za-z]:\\|\\\\)"
+"""What is not a path: a scheme (gs://, file:/), a Windows drive or a Windows share; s3:// has to be excepted."""
 FILES = 500
 """Files whose rows are held together."""
 
@@ -50,14 +53,58 @@ def is_s3(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The URI as other processes must spell it: local paths become absolute, trailing slashes go.
+    """The URI as other processes must spell it: local paths become absolute, trailing slashes are removed.
 
-    Raises ConfigError, which does not repeat it, for an s3:// address that holds credentials.
+    Raises ConfigError for an address of another kind (gs://, file://, a Windows path), and for an s3:// address that
+    holds credentials, which is not repeated.
     """
     if is_s3(uri):
         s3.bucket_and_key(uri)
         return uri.rstrip("/")
+    if is_foreign(uri):
+        raise ConfigError(not_supported(uri))
     return os.path.abspath(os.path.expanduser(uri))
+
+
+def is_foreign(uri: str) -> bool:
+    """Whether it is an address that nothing here can read or write: another scheme, or a path of Windows."""
+    return not is_s3(uri) and re.search(FOREIGN, uri) is not None
+
+
+def require_writable(folder: str, flag: str) -> None:
+    """Raise ConfigError if a local folder cannot be made, or not be written to. It looks, and writes nothing."""
+    if is_s3(folder):
+        return
+    above = absolute(folder)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise ConfigError(f"{folder} cannot be a folder: {above} is a file; choose another {flag}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{folder} cannot be written: {above} is read-only for this user; choose another {flag}"
+        )
+
+
+def require_writable_file(path: str, flag: str) -> None:
+    """The same for a file."""
+    if not is_s3(path):
+        if os.path.isdir(absolute(path)):
+            raise ConfigError(f"{path} is a folder; a file is needed: choose another {flag}")
+        require_writable(os.path.dirname(absolute(path)), flag)
+
+
+def not_supported(uri: str) -> str:
+    """Why an address is refused, and what to write instead; credentials in it are not repeated."""
+    scheme, separator, rest = uri.partition("://")
+    shown = f"{scheme}://..." if separator and "@" in rest else uri
+    if uri.startswith("~"):
+        return f"{shown} begins with ~, which only a shell expands; write the whole path"
+    if scheme.lower() in ("s3", "s3a", "s3n"):
+        return f"{shown} is not supported; write s3://bucket/folder"
+    if scheme.lower() == "file":
+        return f"{shown} is not supported; write the path alone, without file://"
+    return f"{shown} is not supported; a local path or s3://bucket/folder is needed"
 
 
 def join(uri: str, *names: str) -> str:

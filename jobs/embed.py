@@ -41,10 +41,11 @@ class EmbedJobConfig(EmbedConfig):
 def photographs(config: EmbedJobConfig) -> Photographs:
     """The photographs and the aligner's part of the work."""
     align = AlignConfig(source=config.photos, faces=config.take, detection=config.detection, part=config.part)
-    listing = listed(align)
+    listing = listed(align, "--photos")
     return Photographs(
         listed=listing.photographs,
         ignored=listing.ignored,
+        notes=listing.notes(),
         make_align=partial(Aligner, align),
         preprocessing=align.preprocessing.to_json(),
         deciding=align.deciding(),

@@ -21,7 +21,8 @@ import pytest
 
 from facerec import publish, s3, storage
 from facerec.alignment import sources
-from facerec.alignment.pipeline import AlignConfig, align_source
+from facerec.alignment.aligner import Aligner
+from facerec.alignment.pipeline import AlignConfig, align_source, plan
 from facerec.errors import ConfigError, StorageError
 from facerec.synthetic import SyntheticConfig, write_collection
 from tests.support.generations import generation
@@ -93,7 +94,7 @@ def test_keys_of_any_letters_are_listed_and_read_back(bucket: str) -> None:
     for key in keys:
         boto3.client("s3").put_object(Bucket="faces", Key=key, Body=key.encode())
     photographs = sources.list_photographs(f"{bucket}/photos").photographs.to_pylist()
-    assert sorted(row["identity"] for row in photographs) == sorted(names)
+    assert sorted(row["identity"] for row in photographs) == sorted(name.strip() for name in names)
     assert sorted(storage.read_bytes(row["source_uri"]).decode() for row in photographs) == sorted(keys)
 
 
@@ -249,5 +250,37 @@ def test_a_write_that_is_killed_leaves_no_object(bucket: str, server: Faults, on
     assert storage.read_bytes(f"{bucket}/set/manifest.json") == b"{}"
 
 
+def test_a_refused_object_is_a_reject_and_refused_access_to_all_stops_early(
+    tmp_path: Path, bucket: str, server: Faults
+) -> None:
+    """One object denied, one archived to GLACIER, then all denied; by folder and by manifest."""
+    write_collection(tmp_path / "photos", SyntheticConfig(identities=3, photographs=3))
+    keys = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "photos").rglob("*.jpg"))
+    for key in keys:
+        storage.write_bytes(f"{bucket}/{key}", (tmp_path / key).read_bytes())
+    archived, denied = keys[0], keys[4]
+    for key, body in (archived, (tmp_path / archived).read_bytes()), (f"{denied} tiny.jpg", b"x"):
+        boto3.client("s3").put_object(Bucket="faces", Key=key, Body=body, StorageClass="GLACIER")
+    server.denied = (denied,)
+    rows = "".join(f"{key},{key.split('/')[1]}\n" for key in [*keys, f"{denied} tiny.jpg"])
+    storage.write_bytes(f"{bucket}/list.csv", f"uri,identity\n{rows}".encode())
+    for source in (f"{bucket}/photos", f"{bucket}/list.csv"):
+        config = AlignConfig(source=source, out=str(tmp_path / "out"), detector="none")
+        assert plan(config)["to align"] == "10 photographs in 1 parts of up to 200"
+        rows = Aligner(config)(sources.list_photographs(source).photographs).to_pylist()
+        rejects = [row for row in rows if row["reason"]]
+        assert [row["reason"] for row in rejects] == ["unavailable"] * 3
+        assert [row["source_uri"] for row in rejects] == [
+            f"{bucket}/{key}" for key in (archived, denied, f"{denied} tiny.jpg")
+        ]
+        assert "restore the object" in rejects[0]["detail"]
+        assert "s3:GetObject" in rejects[1]["detail"]
+    server.denied = (".jpg",)
+    for attempt in (align_source, plan):
+        with pytest.raises(StorageError, match=r"none of 10 photographs .* can be opened .*GetObject"):
+            attempt(AlignConfig(source=f"{bucket}/photos", out=str(tmp_path / "none"), detector="none"))
+    assert not (tmp_path / "none").exists()
+
+
 def _without_address(table: pa.Table) -> pa.Table:
-    return table.drop_columns(["source_uri"])
+    return table.drop_columns(["source_uri", "source_version"])

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from facerec import schema, storage
+from facerec import access, schema, storage
 from facerec.alignment.config import EVERY_FACE, AlignConfig
 from facerec.alignment.detector import Detections, Detector
 from facerec.alignment.geometry import straighten
@@ -44,7 +44,10 @@ class Aligner:
         )
 
     def __call__(self, part: pa.Table) -> pa.Table:
-        """schema.PHOTOGRAPHS rows to schema.ALIGNED rows. A bad photograph is a row, never an exception."""
+        """schema.PHOTOGRAPHS rows to schema.ALIGNED rows. A bad photograph is a row, never an exception.
+
+        Raises StorageError for a fault of the environment that outlasts some attempts.
+        """
         rows: list[Row] = []
         waiting: list[_Decoded] = []
         for photograph in part.to_pylist():
@@ -143,6 +146,11 @@ class _Decoded:
 
 
 def _decode(photograph: Row) -> _Decoded:
+    """Read and decode; raises StorageError where the environment keeps failing."""
+    return access.retried(lambda: _decoded(photograph), photograph["source_uri"])
+
+
+def _decoded(photograph: Row) -> _Decoded:
     known = dict(photograph)
     try:
         with opened(photograph["source_uri"]) as file:
@@ -182,7 +190,7 @@ def as_given(image: NDArray[np.uint8], known: Row) -> Row:
 
 def _face(aligned: NDArray[np.uint8], index: int, known: Row) -> Row:
     """What a row says of the aligned pixels."""
-    name = f"{known['source_hash']}\x1f{known['identity']}\x1f{index}"
+    name = f"{known['source_hash']}\x1f{known['identity'] or ''}\x1f{index}"  # nobody's differs from that of "None"
     encoded = cv2.imencode(".jpg", cv2.cvtColor(aligned, cv2.COLOR_RGB2BGR), JPEG)[1].tobytes()
     face_id = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
     grey = cv2.cvtColor(aligned, cv2.COLOR_RGB2GRAY)

@@ -47,8 +47,9 @@ def compact(fence: Fence, listing: Listing, about: dict[str, Any], seed: int) ->
     found = ledger.account(parts, listing.photographs)
     faces, rejects = found.faces, found.rejects
     if not faces.num_rows:
+        reasons = found.reasons("image")
         raise SourceError(
-            f"none of {listing.photographs.num_rows} photographs gave a face ({found.reasons('image')}); see --detection.min_confidence"
+            f"none of {listing.photographs.num_rows} photographs has a face ({_counted(reasons)}); {_advice(reasons)}"
         )
     generation = publish.begin(fence)
     layout = _lay_out(faces["identity"], seed)
@@ -64,6 +65,20 @@ def compact(fence: Fence, listing: Listing, about: dict[str, Any], seed: int) ->
     }
     erased = {name: value for name, value in publish.current(fence.folder).items() if name == "erased"}
     return generation.publish(files, about | told | erased)
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
+
+
+def _advice(reasons: dict[str, int]) -> str:
+    """What to change, by the most frequent reason."""
+    most = max(reasons, key=lambda reason: reasons[reason])
+    if most in ("no_face", "low_confidence"):
+        return "lower --detection.min_confidence or --detection.min_face, or point --source at photographs of people"
+    if most == schema.UNAVAILABLE:
+        return "correct the paths or permissions of --source"
+    return "point --source at photographs in JPEG or PNG of at most some 40 megapixels"
 
 
 @dataclass(frozen=True)

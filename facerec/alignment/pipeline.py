@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from facerec import ledger, lock, nodes, publish, schema, storage
+from facerec import access, ledger, lock, nodes, publish, schema, storage
 from facerec.alignment import compaction, sources
 from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
@@ -37,11 +37,13 @@ MakeAligner = Callable[[AlignConfig], Callable[[pa.Table], pa.Table]]
 
 
 def align_source(config: AlignConfig, listing: Listing | None = None) -> publish.Dataset:
-    """Align what is not aligned yet, compact, publish. Raises SourceError, MismatchError or BusyError before work.
+    """Align what is not aligned yet, compact, publish. Raises SourceError, MismatchError or BusyError before work, and
+    StorageError where no photograph can be opened.
 
     ``listing`` is what ``listed`` returned, for callers that looked at it before.
     """
     listing = listing or listed(config)
+    access.require_some(listing.photographs, "--source")
     out = storage.absolute(config.out)
     with publish.exclusive(out, "--out") as fence:
         publish.claim(fence, config.deciding(), "--out")
@@ -50,32 +52,44 @@ def align_source(config: AlignConfig, listing: Listing | None = None) -> publish
         print(
             f"align: {listing.photographs.num_rows} photographs listed ({listing.ignored} other files ignored), "
             f"{missing.num_rows} to align",
+            *(f"align: {note}" for note in listing.notes()),
+            sep="\n",
             flush=True,
         )
         if not missing.num_rows and ledger.is_current(out, listing.photographs):
             print("align: finished already, nothing new in the source", flush=True)
             return publish.open_dataset(out, "jobs/align.py")
         if missing.num_rows:
-            progress = Progress("align", missing.num_rows, Prometheus("facerec_align", out))
+            progress, unavailable = Progress("align", missing.num_rows, Prometheus("facerec_align", out)), 0
             with nodes.NodeSeconds() as held:
                 for part in written_parts(fence, missing, config):
                     progress.add(part)
+                    unavailable += part["unavailable"]
+                    if part["unavailable"] == part["photographs"]:
+                        access.require_some(listing.photographs, "--source")
                     lock.require_held(out)
             progress.say()
             print(f"align: {held.of(missing.num_rows, 'photographs')}", flush=True)
+            if unavailable == missing.num_rows and ledger.is_current(out, listing.photographs):
+                print("align: nothing new: the same photographs cannot be opened as before", flush=True)
+                return publish.open_dataset(out, "jobs/align.py")
         about = {"config": asdict(config), "preprocessing": config.preprocessing.to_json()}
-        return compaction.compact(fence, listing, about, config.seed)
+        dataset = compaction.compact(fence, listing, about, config.seed)
+        ledger.say_unavailable("align", dataset.manifest["counts"])
+        return dataset
 
 
 def plan(config: AlignConfig, listing: Listing | None = None) -> dict[str, object]:
     """What align_source would do, for people; raises what it would, and writes nothing."""
     listing, out = listing or listed(config), storage.absolute(config.out)
+    access.require_some(listing.photographs, "--source")
     publish.claimed(out, config.deciding(), "--out")
     missing = ledger.missing(publish.parts(out), listing.photographs).num_rows
     parts = -(-missing // config.part)
     finished = not missing and ledger.is_current(out, listing.photographs)
     return {
         "photographs": f"{listing.photographs.num_rows:,} ({listing.ignored:,} other files ignored)",
+        **({"noticed": "; ".join(listing.notes())} if listing.notes() else {}),
         "identities": pc.count_distinct(listing.photographs["identity"]).as_py(),
         "to align": f"{missing:,} photographs in {parts:,} parts of up to {config.part}",
         "workers": f"up to {min(config.actors or parts, parts):,} actors of one core, as the cluster has them",
@@ -84,11 +98,14 @@ def plan(config: AlignConfig, listing: Listing | None = None) -> dict[str, objec
     }
 
 
-def listed(config: AlignConfig) -> Listing:
-    """The source's photographs, without names if every face is taken. Raises ConfigError or SourceError."""
+def listed(config: AlignConfig, flag: str = "--source") -> Listing:
+    """The source's photographs, without names if every face is taken. Raises ConfigError or SourceError.
+
+    ``flag`` is what names the source in their messages.
+    """
     if not config.source:
-        raise ConfigError("no photographs given; name a folder per person or a manifest (--source)")
-    listing = sources.list_photographs(config.source)
+        raise ConfigError(f"no photographs given; name a folder per person or a manifest ({flag})")
+    listing = sources.list_photographs(config.source, flag)
     return _without_names(listing) if config.faces == "all" else listing
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from facerec import ledger, lock, nodes, publish, schema, storage
+from facerec import access, ledger, lock, nodes, publish, schema, storage
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.embedder import (
     RowEmbedder,
@@ -54,6 +54,8 @@ class Photographs:
     """schema.PHOTOGRAPHS rows, sorted."""
     ignored: int
     """Other files of the source."""
+    notes: Sequence[str] = ()
+    """What else people should know of the source, a line each."""
     make_align: Callable[[], Align]
     """What each actor calls once."""
     preprocessing: dict[str, Any]
@@ -68,6 +70,7 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
     """Embed the faces of the photographs that are not done yet, and publish. Raises before any work where things do not fit."""
     card = checked_card(config, photographs.preprocessing, "the photographs' faces")
     out, listed = storage.absolute(config.out), photographs.listed
+    access.require_some(listed, "--photos")
     with publish.exclusive(out, "--out") as fence:
         config = claimed(out, config, card, photographs.deciding, fence)
         nodes.require_shared(out, storage.absolute(config.model), *_one_that_is_there(listed))
@@ -75,6 +78,8 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
         print(
             f"embed: {listed.num_rows} photographs listed ({photographs.ignored} other files ignored), "
             f"{missing.num_rows} to embed",
+            *(f"embed: {note}" for note in photographs.notes),
+            sep="\n",
             flush=True,
         )
         if not missing.num_rows and ledger.is_current(out, listed):
@@ -86,14 +91,22 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
             faces_generation=None,
         )
         if missing.num_rows:
-            progress = Progress("embed", missing.num_rows, Prometheus("facerec_embed", out))
+            progress, unavailable = Progress("embed", missing.num_rows, Prometheus("facerec_embed", out)), 0
             with nodes.NodeSeconds() as held:
                 for part in written_parts(fence, missing, photographs, config, stamp, apart=config.gpu):
                     progress.add(part)
+                    unavailable += part["unavailable"]
+                    if part["unavailable"] == part["photographs"]:
+                        access.require_some(listed, "--photos")
                     lock.require_held(out)
             progress.say()
             print(f"embed: {held.of(missing.num_rows, 'photographs')}", flush=True)
-        return _publish(fence, photographs, about(config, card))
+            if unavailable == missing.num_rows and ledger.is_current(out, listed):
+                print("embed: nothing new: the same photographs cannot be opened as before", flush=True)
+                return publish.open_dataset(out, "jobs/embed.py")
+        dataset = _publish(fence, photographs, about(config, card))
+        ledger.say_unavailable("embed", dataset.manifest["counts"])
+        return dataset
 
 
 def _one_that_is_there(listed: pa.Table) -> list[str]:
@@ -105,10 +118,12 @@ def plan_photographs(photographs: Photographs, config: EmbedConfig) -> dict[str,
     """What embed_photographs would do, for people; raises what it would, and writes nothing."""
     card = checked_card(config, photographs.preprocessing, "the photographs' faces")
     out, listed = storage.absolute(config.out), photographs.listed
+    access.require_some(listed, "--photos")
     config = claimed(out, config, card, photographs.deciding)
     missing = ledger.missing(publish.parts(out), listed).num_rows
     return {
         "photographs": f"{listed.num_rows:,} ({photographs.ignored:,} other files ignored)",
+        **({"noticed": "; ".join(photographs.notes)} if photographs.notes else {}),
         "to embed": f"{missing:,} photographs in parts of up to {photographs.part}",
         **how(config, card),
     }

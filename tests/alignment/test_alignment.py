@@ -76,7 +76,7 @@ def test_a_source_without_photographs_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("name,who\na,b\n", "needs uri and identity"),
+        ("name,who\na,b\n", "uri and identity are needed"),
         ("", "cannot be read"),
         ("uri,identity\n,Ada\n1.jpg,Bo\n", "1 rows without uri"),
     ],

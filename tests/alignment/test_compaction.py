@@ -102,8 +102,8 @@ def test_copies_are_rejects_and_bytes_of_two_people_are_conflicts(tmp_path: Path
     ]
     rows = [(uri, uri.split("/")[2]) for uri in names]
     rows += [
-        (names[0].replace("memory://", "memory://a/"), rows[0][1]),
-        (names[1].replace("memory://", "memory://z/"), "Zoe"),
+        (names[0].replace("/memory/", "/memory/a/"), rows[0][1]),
+        (names[1].replace("/memory/", "/memory/z/"), "Zoe"),
     ]
     table = as_table(*map(list, zip(*sorted(rows), strict=True)))
     dataset = compacted(tmp_path, Listing(table, 0), part=4)

@@ -100,7 +100,7 @@ def _common(person: np.ndarray) -> Iterator[tuple[slice, dict[str, Any]]]:
     for at in range(0, len(person), SHARD):
         rows = slice(at, at + SHARD)
         identities = [f"person-{who:04d}" for who in person[rows]]
-        uris = [f"memory://{name}/{at + number}.jpg" for number, name in enumerate(identities)]
+        uris = [f"/memory/{name}/{at + number}.jpg" for number, name in enumerate(identities)]
         yield rows, {"face_id": uris, "identity": identities, "source_uri": uris, "phash": hashes[rows]}
 
 

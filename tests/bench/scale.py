@@ -38,8 +38,8 @@ def main() -> None:
         ray_session(),
         publish.exclusive(folder, "--out") as fence,
     ):
-        config = AlignConfig(source="memory://", out=folder)
-        listing = timed("list", lambda: sources._from_files("memory://photographs", files()))
+        config = AlignConfig(source="/memory/", out=folder)
+        listing = timed("list", lambda: sources._from_files("/memory/photographs", files()))
         photographs = listing.photographs
         missing = timed(
             "find what is missing, of nothing", lambda: ledger.missing(publish.parts(folder), photographs)

@@ -168,6 +168,22 @@ def test_a_replaced_photograph_gets_a_new_vector_and_a_deleted_one_has_none(
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_a_photograph_that_was_away_is_embedded_once_it_is_back(tmp_path: Path, source: Path) -> None:
+    (copy,) = source.rglob("zz-copy.jpg")
+    copy.unlink()
+    Image.fromarray(render(99, 0)).save(tmp_path / "mounted.jpg")
+    copy.symlink_to(tmp_path / "mounted.jpg")
+    (tmp_path / "mounted.jpg").rename(tmp_path / "away.jpg")
+    first = embed_photographs(brought(source), config(tmp_path))
+    assert first.manifest["counts"]["image_rejects"] == {"unavailable": 1, "unreadable": 1}
+    assert embed_photographs(brought(source), config(tmp_path)).generation == 1
+    (tmp_path / "away.jpg").rename(tmp_path / "mounted.jpg")
+    second = embed_photographs(brought(source), config(tmp_path))
+    assert second.manifest["counts"]["image_rejects"] == {"unreadable": 1}
+    assert str(copy) in second.read("embeddings")["source_uri"].to_pylist()
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_two_pools_on_two_cores_write_the_same_parts_as_one(tmp_path: Path, source: Path) -> None:
     photographs = brought(source)
     stamp = Stamp(model_id="m", preprocessing_id="p", faces_generation=None)

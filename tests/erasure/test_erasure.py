@@ -49,8 +49,8 @@ def photographs() -> Listing:
     uris = table["source_uri"].to_pylist()
     rows = list(zip(uris, names, strict=True))
     first = _faces_of(Listing(table, 0), ANN)[0].rsplit("/", 1)[-1]
-    rows += [(f"memory://Zoe/{first}", "Zoe"), (f"memory://copies/{first}", ANN)]
-    rows += [(f"memory://Zoe/{at}.jpg", "Zoe") for at in range(10)]
+    rows += [(f"/memory/Zoe/{first}", "Zoe"), (f"/memory/copies/{first}", ANN)]
+    rows += [(f"/memory/Zoe/{at}.jpg", "Zoe") for at in range(10)]
     return Listing(as_table(*map(list, zip(*sorted(rows), strict=True))), 3)
 
 
@@ -251,7 +251,7 @@ def test_a_photograph_is_its_bytes_wherever_they_are_listed(root: Path) -> None:
     assert len(rows(root / "faces", "faces")) == wanted - 2  # Ann's and Zoe's; a copy of Ann's was a reject
     assert not publish.open_dataset(str(root / "faces"), "").manifest["label_conflicts"]
     assert ANN in {row["identity"] for row in rows(root / "faces", "faces")}
-    assert "memory://copies/" not in words(root)
+    assert "/memory/copies/" not in words(root)
     consistent(root / "faces")
 
 

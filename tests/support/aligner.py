@@ -52,7 +52,7 @@ def image_of(source_hash: str, size: int) -> bytes:
 def listing(people: int, each: int) -> Listing:
     """``each`` photographs of ``people``, of distinct bytes."""
     names = [f"person-{p:06d}" for p in range(people) for _ in range(each)]
-    uris = [f"memory://person-{p:06d}/{p}-{n:04d}.jpg" for p in range(people) for n in range(each)]
+    uris = [f"/memory/person-{p:06d}/{p}-{n:04d}.jpg" for p in range(people) for n in range(each)]
     return Listing(as_table(uris, names, ["1"] * len(uris)), 0)
 
 

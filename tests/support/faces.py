@@ -64,7 +64,7 @@ def _row(person: int, number: int, colour: Any, random: np.random.Generator, sid
         "face_id": f"{person:016x}{number:016x}",
         "identity": f"person-{person:03d}",
         "image": None,
-        "source_uri": f"memory://person-{person:03d}/{number}.jpg",
+        "source_uri": f"/memory/person-{person:03d}/{number}.jpg",
         "box": [0.0, 0.0, float(side), float(side)],
         "landmarks": [float(side) / 2] * 10,
         "confidence": 0.99,

@@ -45,7 +45,10 @@ class Fault:
 
 
 class Faults:
-    """WSGI around moto: a share of the requests fails, half of them late; and so do those that are ``due``."""
+    """WSGI around moto: a share of the requests fails, half of them late; and so do those that are ``due``.
+
+    Objects whose keys end as one of ``denied`` may be listed, but not read.
+    """
 
     bucket = "s3://faces"
 
@@ -55,6 +58,7 @@ class Faults:
         self.seen: list[Fault] = []
         self.on_body: Callable[[str], None] = lambda _: None
         """Told the kind of each request when its headers are there and its body is not."""
+        self.denied: tuple[str, ...] = ()
         self.moto: Respond = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
         self._random = random.Random(seed)
         self._turn = threading.Lock()
@@ -68,6 +72,10 @@ class Faults:
             respond("400 Bad Request", [("Content-Type", "application/xml")])
             return [b"<Error><Code>IncompleteBody</Code></Error>"]
         environ["wsgi.input"] = io.BytesIO(body)
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD") and environ["PATH_INFO"].endswith(self.denied):
+            respond("403 Forbidden", [("Content-Type", "application/xml")])
+            denied = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else [denied]
         with self._turn:
             fault = self._next(_kind(environ))
             if fault is None:
