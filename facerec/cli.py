@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 import jsonargparse
@@ -85,7 +86,18 @@ def _parsed(section: str, config_class: type[C], argv: list[str], can_plan: bool
         raise ConfigError(f"{' '.join(str(error).split())}; --help lists every flag") from None
     values.pop("config")
     dry = can_plan and values.pop("dry_run")
+    _require_addresses(values)
     return config_class(**values), dry
+
+
+def _require_addresses(values: dict[str, Any], prefix: str = "--") -> None:
+    """Raise ConfigError, which names the flag, if a setting is an address that is not supported."""
+    for name, value in values.items():
+        if is_dataclass(value):
+            _require_addresses(vars(value), f"{prefix}{name}.")
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(text, str) and name != "identity" and storage.is_foreign(text):
+                raise ConfigError(f"{storage.not_supported(text)} ({prefix}{name})")
 
 
 def _inline_presets(section: str, argv: list[str]) -> list[str]:
@@ -107,6 +119,8 @@ def _own_section(section: str, uri: str) -> dict[str, Any]:
         preset = yaml.safe_load(storage.read_bytes(uri)) or {}
     except FileNotFoundError:
         raise ConfigError(f"--config {uri}: no such file") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error} (--config)") from None
     except OSError as error:
         raise ConfigError(f"--config {uri} cannot be read: {error.strerror or error}") from None
     except yaml.YAMLError as error:

@@ -121,6 +121,7 @@ def renew(folder: str) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: str, what: str) -> Iterator[Fence]:
+    storage.require_writable(folder, what)
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from facerec import publish
+from facerec import publish, storage
 from facerec.cli import main
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.gallery import open_inputs
@@ -35,6 +35,7 @@ def run(config: EvaluateConfig) -> None:
 
 def plan(config: EvaluateConfig) -> dict[str, object]:
     """What would be scored, of folders that are known to belong together."""
+    storage.require_writable_file(config.out, "--out")
     inputs = open_inputs(config)
     representations = [*inputs.datasets, *(["pixels"] if inputs.faces and not config.pairs else [])]
     vectors = _vectors(inputs.trained)

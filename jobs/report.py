@@ -15,6 +15,7 @@ def run(config: ReportConfig) -> None:
 
 def plan(config: ReportConfig) -> dict[str, object]:
     """What would be shown."""
+    storage.require_writable_file(config.out, "--out")
     counts = publish.open_dataset(config.faces, "jobs/align.py").manifest["counts"]
     if not storage.exists(storage.absolute(config.report)):
         raise ConfigError(f"{config.report} does not exist; run jobs/evaluate.py first (--report)")

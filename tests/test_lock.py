@@ -157,7 +157,7 @@ def _objects() -> list[str]:
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(ConfigError, match=r"file/out cannot be made: .*--out"),
+        pytest.raises(ConfigError, match=r"file/out cannot be a folder: .*--out"),
         lock.exclusive(f"{tmp_path}/file/out", "--out"),
     ):
         pass

@@ -52,6 +52,7 @@ CHOSEN_ON = {
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score, write report.json (and the SVM), and give the report. Raises before work where things do not belong together."""
+    storage.require_writable_file(config.out, "--out")
     inputs = open_inputs(config)
     seen = read_seen(config, inputs)
     scored = _given_pairs(config, inputs, seen) if config.pairs else _people(config, inputs, seen)

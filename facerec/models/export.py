@@ -54,6 +54,7 @@ def export_model(config: ExportConfig) -> float:
         import onnxscript  # noqa: F401  # torch.onnx needs it, and says so in a traceback
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'facerec[export]'") from None
+    storage.require_writable_file(config.out, "--out")
     model, card = load_model(storage.absolute(config.model))
     faces = _faces(config, card)
     data = _converted(folded(model), card)

@@ -45,6 +45,7 @@ class InspectConfig:
 
 def inspect(config: InspectConfig) -> str:
     """Write the page and give counts and quality as text. Raises DatasetError or ConfigError, and then writes nothing."""
+    storage.require_writable_file(config.out, "--out")
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     if not faces.files("faces"):
         raise DatasetError(f"{faces.folder} holds no aligned faces; name the folder that jobs/align.py wrote")

@@ -66,6 +66,7 @@ class Content:
 
 def write_report(config: ReportConfig) -> str:
     """Write the page and give its URI. Raises DatasetError or ConfigError where faces or numbers are missing or no match."""
+    storage.require_writable_file(config.out, "--out")
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     report = _read(config)
     embeddings = publish.open_dataset(config.embeddings or report["config"]["embeddings"], "jobs/embed.py")
