@@ -63,15 +63,15 @@ class Fence:
         """
         before = storage.version(uri)
         self.require()
-        after = storage.replace(uri, data, before)
-        if after is None:
+        wrote = storage.replace(uri, data, before)
+        if wrote is None:
             self.require()  # a twin of this worker, in the same run, has written the file
             return self.write(uri, data)
         try:
             self.require()
         except BusyError:
             if before is None:
-                storage.remove_version(uri, after)
+                storage.remove_written(uri, wrote)
             raise
         return storage.written(data)
 

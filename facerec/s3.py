@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,8 @@ REMEDIES = {
 
 UNMET = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 """A condition that does not hold, or that was decided at the same moment for another, or an object that is gone."""
+WRITE = "facerec-write"
+"""Key of an object's metadata: the id of the write that left it."""
 ONE_REQUEST = 64 * 2**20
 """Bytes up to which an object is written by one request. A larger upload can go on after a fault of the network."""
 
@@ -73,46 +76,58 @@ def put(uri: str, data: bytes | pa.Buffer) -> None:
 
 
 def put_if(uri: str, data: bytes | pa.Buffer, etag: str | None) -> str | None:
-    """Write an object if there is one with this ETag, or none (None); give the new ETag, or None if nothing was written."""
+    """Write an object if there is one with this ETag, or none (None). Gives the write's id, or None if nothing was written.
+
+    The id is in the object's metadata. An ETag would not do: it is a hash, and another run may write the same bytes.
+    """
     bucket, key = bucket_and_key(uri)
     condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+    written = uuid.uuid4().hex
+    about = {"Bucket": bucket, "Key": key, "Metadata": {WRITE: written}}
     with refusals(uri):
         try:
-            answer = client().put_object(Bucket=bucket, Key=key, Body=pa.BufferReader(data), **condition)
-            return str(answer["ETag"])
+            client().put_object(**about, **condition, Body=pa.BufferReader(data))
+            return written
         except ClientError as error:
             if error.response["Error"]["Code"] not in UNMET:
                 raise
-    # A first try may have been carried out and not answered: then the second one finds the first one's object.
-    now = version(uri)
-    return now if now is not None and now != etag and _is(uri, data) else None
-
-
-def _is(uri: str, data: bytes | pa.Buffer) -> bool:
-    bucket, key = bucket_and_key(uri)
-    with refusals(uri):
-        return bool(client().get_object(Bucket=bucket, Key=key)["Body"].read() == bytes(data))
+    # A first try may have been carried out and not answered: then the second one finds the object of the first.
+    found = _head(uri)
+    return written if found and found["Metadata"].get(WRITE) == written else None
 
 
 def version(uri: str) -> str | None:
     """The ETag of an object; None if it is not there."""
+    found = _head(uri)
+    return str(found["ETag"]) if found else None
+
+
+def _head(uri: str) -> Any:
     bucket, key = bucket_and_key(uri)
     with refusals(uri):
         try:
-            return str(client().head_object(Bucket=bucket, Key=key)["ETag"])
+            return client().head_object(Bucket=bucket, Key=key)
         except ClientError as error:
             if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
                 raise
     return None
 
 
-def delete(uri: str, etag: str | None = None) -> None:
-    """Delete an object, if there is one and it has this ETag."""
+def delete(uri: str) -> None:
+    """Delete an object, if it is there."""
     bucket, key = bucket_and_key(uri)
-    condition = {} if etag is None else {"IfMatch": etag}
+    with refusals(uri):
+        client().delete_object(Bucket=bucket, Key=key)
+
+
+def delete_written(uri: str, written: str) -> None:
+    """Delete an object if it is that of the write with this id."""
+    found, (bucket, key) = _head(uri), bucket_and_key(uri)
+    if not found or found["Metadata"].get(WRITE) != written:
+        return
     with refusals(uri):
         try:
-            client().delete_object(Bucket=bucket, Key=key, **condition)
+            client().delete_object(Bucket=bucket, Key=key, IfMatch=found["ETag"])
         except ClientError as error:
             if error.response["Error"]["Code"] not in UNMET:
                 raise

@@ -156,7 +156,7 @@ def version(uri: str) -> str | None:
 def replace(uri: str, data: bytes | pa.Buffer, before: str | None) -> str | None:
     """Write whole or not at all if the file is still of the version ``before``; None: if there is no file.
 
-    Gives the new version, or None if the file is of another version and stays as it is. On S3 this is one atomic step; on
+    Gives what ``remove_written`` takes, or None if the file is of another version and stays as it is. On S3 this is one atomic step; on
     disk the folder's lock keeps others away between the comparison and the rename.
     """
     if is_s3(uri):
@@ -261,11 +261,11 @@ def remove_file(uri: str) -> None:
             os.unlink(absolute(uri))
 
 
-def remove_version(uri: str, version_there: str) -> None:
-    """Remove a file if it is still of this version."""
+def remove_written(uri: str, wrote: str) -> None:
+    """Remove a file if it is still the one that this ``replace`` wrote."""
     if is_s3(uri):
-        s3.delete(uri, version_there)
-    elif version(uri) == version_there:
+        s3.delete_written(uri, wrote)
+    elif version(uri) == wrote:
         remove_file(uri)
 
 

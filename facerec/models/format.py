@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from facerec import schema, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError
 from facerec.models.embedder import Embedder, ModelConfig, build
 
+Write = Callable[[str, bytes], storage.Written]
+"""Writes a file, whole or not at all."""
 VERSION = 1
 """Raised when a reader of the old files could misread the new ones."""
 
@@ -45,9 +48,14 @@ class Card:
 
 
 def save_model(
-    folder: str, model: Embedder, config: ModelConfig, preprocessing: dict[str, Any], about: dict[str, Any]
+    folder: str,
+    model: Embedder,
+    config: ModelConfig,
+    preprocessing: dict[str, Any],
+    about: dict[str, Any],
+    write: Write = storage.write_bytes,
 ) -> Card:
-    """Write the model; readers see it when ``config.json`` lands, which is last."""
+    """Write the model; readers see it when ``config.json`` is there, which is last. ``write`` writes each file."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = safetensors.torch.save(state)
     card = Card(
@@ -57,9 +65,8 @@ def save_model(
         about=dict(about),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
-    storage.write_bytes(storage.join(folder, "model.safetensors"), weights)
-    storage.write_json(
-        storage.join(folder, "config.json"),
+    write(storage.join(folder, "model.safetensors"), weights)
+    said = storage.json_bytes(
         {
             "format": VERSION,
             "code_version": facerec.__version__,
@@ -68,8 +75,9 @@ def save_model(
             "model_id": card.model_id,
             "weights_sha256": card.weights_sha256,
             "about": card.about,
-        },
+        }
     )
+    write(storage.join(folder, "config.json"), said)
     return card
 
 

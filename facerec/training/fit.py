@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from facerec import errors, lock, nodes, session, storage
-from facerec.errors import ConfigError, FacerecError, StorageError
+from facerec.errors import BusyError, ConfigError, FacerecError, StorageError
 from facerec.models.format import is_model
 from facerec.training import state
 from facerec.training.config import TrainConfig
@@ -29,7 +29,7 @@ def train(config: TrainConfig) -> None:
     """
     plan = make_plan(config)
     with lock.exclusive(plan.uri(), "--run") as fence:
-        claim(plan, fence)
+        plan = claim(plan, fence)
         if is_model(plan.uri("model")):
             print(
                 f"train: {config.run} is finished already ({config.steps} steps): {plan.uri('model')}",
@@ -68,12 +68,17 @@ def _look_for_workers(plan: Plan) -> None:
 
 
 def _fit(plan: Plan) -> None:
-    """Ray Train to the end, again after each failure as long as a newer checkpoint stands than at the one before."""
+    """Ray Train to the end, again after each failure as long as there is a newer checkpoint than at the one before.
+
+    A run that has lost its folder ends with BusyError. What Ray Train itself keeps below ``ray/`` is not fenced: it holds
+    nothing that a result depends on.
+    """
     import ray.train
     from ray.exceptions import RayActorError
 
     reached = -1
     while True:
+        plan.require_held()
         storage.remove_file(plan.uri("fault.json"))
         try:
             _trainer(plan).fit()
@@ -81,6 +86,7 @@ def _fit(plan: Plan) -> None:
             ray.train.TrainingFailedError,
             RayActorError,
         ) as error:  # the second: its controller was killed
+            plan.require_held()
             newest, fault = state.newest_step(plan.uri("checkpoints")), _fault(plan)
             if newest <= reached or _is_final(fault):
                 raise fault or error from None
@@ -120,8 +126,11 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
         return  # said already; trying again would not mend it
     try:
         work(plan)
+    except BusyError:
+        raise  # the folder is another run's: nothing more is written there
     except FacerecError as error:
-        storage.write_json(plan.uri("fault.json"), {"kind": type(error).__name__, "said": str(error)})
+        fault = {"kind": type(error).__name__, "said": str(error)}
+        plan.write(plan.uri("fault.json"), storage.json_bytes(fault))
         raise
     ray.train.report({"steps": plan.config.steps})
 

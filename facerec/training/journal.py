@@ -32,6 +32,7 @@ class Journal:
             self._open(start)
 
     def _open(self, start: int) -> None:
+        self._plan.require_held()
         self._lines = JsonLines(self._plan.uri("metrics.jsonl"), keep=lambda line: line["step"] <= start)
         if not storage.is_s3(self._plan.uri()):
             self._curves = TensorBoard(self._plan.uri("tensorboard"), start)
@@ -61,6 +62,7 @@ class Journal:
             "memory_mb": memory_mb(),
             **extra,
         }
+        self._plan.require_held()
         self._lines.append(metrics)
         numbers = flat(metrics)
         if self._curves:

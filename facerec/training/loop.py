@@ -218,7 +218,8 @@ class Worker:
             "curriculum": curriculum,
         }
         folder = self.plan.uri("checkpoints")
-        state.save(folder, done, content, self.config.model, score=score, keep=self.config.keep)
+        config, fence = self.config, self.plan.fence
+        state.save(folder, done, content, config.model, score=score, keep=config.keep, fence=fence)
 
     def _save_best(self) -> None:
         """``run/best/``: the checkpoint that the validation identities chose."""
@@ -261,7 +262,8 @@ class Worker:
 
     def _save_model(self, name: str, network: Embedder, steps: int) -> None:
         about = {**self.plan.about, "steps": steps}
-        save_model(self.plan.uri(name), network, self.config.model, self.plan.dataset.preprocessing, about)
+        contract, write = self.plan.dataset.preprocessing, self.plan.write
+        save_model(self.plan.uri(name), network, self.config.model, contract, about, write)
 
 
 def _network(config: TrainConfig) -> Embedder:

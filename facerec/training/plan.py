@@ -39,6 +39,8 @@ class Plan:
     """The numbers of its global batches."""
     precision: str
     """fp32 or bf16: what auto came to when the run began."""
+    fence: Fence | None = None
+    """The hold on the run folder; rank 0 writes behind it. None for workers that run without a job."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -76,6 +78,15 @@ class Plan:
     def uri(self, *names: str) -> str:
         """A name below the run folder."""
         return storage.join(self.config.run, *names)
+
+    def require_held(self) -> None:
+        """Raise BusyError if the run folder now belongs to another run."""
+        if self.fence:
+            self.fence.require()
+
+    def write(self, uri: str, data: bytes) -> storage.Written:
+        """Write a file of the run folder; raise BusyError if the folder now belongs to another run."""
+        return self.fence.write(uri, data) if self.fence else storage.write_bytes(uri, data)
 
 
 def make_plan(config: TrainConfig) -> Plan:
@@ -134,15 +145,18 @@ def _check_shares(config: TrainConfig, shape: BatchShape) -> None:
         )
 
 
-def claim(plan: Plan, fence: Fence) -> None:
-    """Make the run folder ours, or confirm that it is; raises MismatchError if it is another's."""
+def claim(plan: Plan, fence: Fence) -> Plan:
+    """Make the run folder ours, or confirm that it is; gives the plan with its fence.
+
+    Raises MismatchError if the folder is another's.
+    """
     publish.claim(fence, plan.config.decisive(), "--run")
+    return replace(plan, fence=fence)
 
 
 def record(plan: Plan) -> None:
     """Write ``run.json``: who trains now, with what."""
-    storage.write_json(
-        plan.uri("run.json"),
+    data = storage.json_bytes(
         {
             "code_version": facerec.__version__,
             "config": asdict(plan.config),
@@ -155,8 +169,9 @@ def record(plan: Plan) -> None:
                 "digest": plan.dataset.digest,
             },
             "preprocessing": plan.dataset.preprocessing,
-        },
+        }
     )
+    plan.write(plan.uri("run.json"), data)
 
 
 def _pinned_dataset(config: TrainConfig) -> Dataset:

@@ -1,8 +1,11 @@
 """Checkpoints: whole or not at all, known by their hash, and with one to fall back on.
 
 run/checkpoints/step-00000100/
-  state.pt     weights, their moving average, optimizer, elapsed time and chain of batches after 100 steps
-  state.json   hash, step, network and validation score; written last, so a folder without it never happened
+  state-RUN.pt   weights, their moving average, optimizer, elapsed time and chain of batches after 100 steps
+  state.json     name and hash of that file, step, network and validation score; without it the checkpoint does not exist
+
+The name of the state has the id of the run that writes it. A run that was paused and replaced can so never write over the
+state of the run that replaced it.
 
 Nothing random is saved: schedule, augmentation and dropout are functions of (seed, step). Ray's own checkpoints are
 not used: reporting one waits for a poll of the controller, and one not yet polled is lost with its worker.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +25,11 @@ import torch
 
 from facerec import storage
 from facerec.errors import DatasetError, MismatchError
+from facerec.lock import Fence
 from facerec.models.embedder import ModelConfig
+
+PLACE = re.compile(r"step-\d{8}")
+"""The name of a checkpoint's folder."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +49,47 @@ class State:
 
 
 def save(
-    folder: str, step: int, content: dict[str, Any], config: ModelConfig, *, score: float | None, keep: int
+    folder: str,
+    step: int,
+    content: dict[str, Any],
+    config: ModelConfig,
+    *,
+    score: float | None,
+    keep: int,
+    fence: Fence | None = None,
 ) -> None:
-    """Write the checkpoint after ``step`` steps, then remove all but the last ``keep`` and the best one."""
+    """Write the checkpoint after ``step`` steps, then remove all but the last ``keep`` and the best one.
+
+    Raises BusyError, and changes nothing, if the run folder now belongs to another run.
+    """
+    write = fence.write if fence else storage.write_bytes
+    name = f"state-{fence.run}.pt" if fence else "state.pt"
     buffer = io.BytesIO()
     torch.save(content, buffer)
     payload, place = buffer.getvalue(), storage.join(folder, f"step-{step:08d}")
-    storage.write_bytes(storage.join(place, "state.pt"), payload)
+    write(storage.join(place, name), payload)
     digest = hashlib.sha256(payload).hexdigest()
-    about = {"step": step, "sha256": digest, "model": asdict(config), "score": score}
-    storage.write_json(storage.join(place, "state.json"), about)
+    about = {"step": step, "file": name, "sha256": digest, "model": asdict(config), "score": score}
+    write(storage.join(place, "state.json"), storage.json_bytes(about))
     best = _by_score(folder)[:1]
-    for old in storage.list_folders(folder)[:-keep]:
+    for old in _places(folder)[:-keep]:
         if old not in best:
+            if fence:
+                fence.require()
             storage.remove_tree(old)
 
 
 def latest(folder: str, config: ModelConfig) -> State | None:
-    """The newest whole checkpoint, or None; says which damaged ones it went past.
+    """The newest whole checkpoint, or None; says which damaged ones it passed over.
 
-    Raises MismatchError where it is of another network.
+    Raises MismatchError if it is of another network.
     """
-    return _first_whole(reversed(storage.list_folders(folder)), config)
+    return _first_whole(reversed(_places(folder)), config)
 
 
 def newest_step(folder: str) -> int:
     """The step of the newest checkpoint, whole or not, 0 without any: whether a run gets on."""
-    places = storage.list_folders(folder)
+    places = _places(folder)
     return int(places[-1].rsplit("-", 1)[1]) if places else 0
 
 
@@ -77,37 +99,48 @@ def best(folder: str, config: ModelConfig) -> State | None:
 
 
 def _first_whole(places: Iterable[str], config: ModelConfig) -> State | None:
+    passed = 0
     for place in places:
         try:
             return _read(place, config)
         except DatasetError as error:
+            passed += 1
             print(f"train: WARNING: {error}; going back to the checkpoint before", flush=True)
+    if passed:
+        print(f"train: WARNING: none of {passed} checkpoints is whole", flush=True)
     return None
 
 
 def _by_score(folder: str) -> list[str]:
     """The checkpoints that have a score, best first."""
-    scores = {place: _about(place).get("score") for place in storage.list_folders(folder)}
-    scored = {place: score for place, score in scores.items() if score is not None}
+    scores = {place: _about(place).get("score") for place in _places(folder)}
+    scored = {place: score for place, score in scores.items() if isinstance(score, int | float)}
     return sorted(scored, key=lambda place: -scored[place])
+
+
+def _places(folder: str) -> list[str]:
+    """The folders of checkpoints, whole or not, oldest first; other folders there are not ours."""
+    return [place for place in storage.list_folders(folder) if PLACE.fullmatch(place.rsplit("/", 1)[-1])]
 
 
 def _about(place: str) -> dict[str, Any]:
     try:
         return dict(json.loads(storage.read_bytes(storage.join(place, "state.json"))))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 
 def _read(place: str, config: ModelConfig) -> State:
     try:
         about = _about(place)
-        payload = storage.read_bytes(storage.join(place, "state.pt"))
+        payload = storage.read_bytes(storage.join(place, about["file"]))
         step, digest, model, score = int(about["step"]), about["sha256"], about["model"], about["score"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DatasetError(f"checkpoint {place} is incomplete") from None
-    if hashlib.sha256(payload).hexdigest() != digest:
-        raise DatasetError(f"checkpoint {place} is damaged")
+    if (found := hashlib.sha256(payload).hexdigest()) != digest:
+        raise DatasetError(
+            f"checkpoint {place} is damaged: {len(payload)} bytes have the sha256 {found[:12]}, not {str(digest)[:12]}"
+        )
     if model != asdict(config):
         raise MismatchError(
             f"checkpoint {place} is of the network {model} and this run's is {asdict(config)}; choose another --run"

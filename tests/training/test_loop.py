@@ -152,7 +152,7 @@ def test_killed_and_resumed_gives_bit_identical_weights(
         train(config_of(faces, tmp_path / "run"))
     monkeypatch.undo()
     if damaged:
-        newest = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.pt"
+        (newest,) = (tmp_path / "run" / "checkpoints" / "step-00000004").glob("state-*.pt")
         newest.write_bytes(newest.read_bytes()[:-100])
     train(config_of(faces, tmp_path / "run"))
     assert weights(tmp_path / "run") == weights(finished)
@@ -247,8 +247,13 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_named(
     assert found.step == 2
     assert torch.equal(found.content()["weights"], torch.ones(3))
     assert "step-00000003 is damaged" in capsys.readouterr().out
-    (tmp_path / "step-00000002" / "state.json").unlink()
-    assert state.latest(str(tmp_path), MODEL) is None
+    (tmp_path / "copies").mkdir()  # by a user's hand
+    for damage in ("null", "[]", '{"step": 2}', '{"step": 2, "file": 1}', "\0", '{"score": "high"}'):
+        (tmp_path / "step-00000002" / "state.json").write_text(damage)
+        assert state.latest(str(tmp_path), MODEL) is None
+        assert state.best(str(tmp_path), MODEL) is None
+        assert "none of 2 checkpoints is whole" in capsys.readouterr().out
+    assert state.newest_step(str(tmp_path)) == 3
     state.save(str(tmp_path), 4, content, MODEL, score=None, keep=2)
     with pytest.raises(MismatchError, match="is of the network"):
         state.latest(str(tmp_path), ModelConfig())
