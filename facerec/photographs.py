@@ -39,6 +39,21 @@ def file_version(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
+def resolved(uri: str) -> str:
+    """An address as facerec compares it: Unicode NFC, with ``.`` and ``..`` resolved, without looking at any disk.
+
+    A manifest's ``../people/x.jpg`` stands in older artifacts as ``/lists/../people/x.jpg``.
+    """
+    scheme, mark, path = unicodedata.normalize("NFC", uri).rpartition("://")
+    kept: list[str] = []
+    for name in path.split("/"):
+        if name == "..":
+            del kept[max(1, len(kept) - 1) :]
+        elif name != "." and (name or not kept or mark):
+            kept.append(name)
+    return scheme + mark + "/".join(kept)
+
+
 def keys(photographs: pa.Table) -> pa.ChunkedArray:
     """One string per photograph, equal for equal schema.PHOTOGRAPHS rows.
 

@@ -207,6 +207,28 @@ def etag_of(said: dict[str, Any]) -> str:
     return str(said["ETag"]).strip('"')
 
 
+def unfinished_uploads(folder: str) -> list[tuple[str, str]]:
+    """Multipart uploads below a folder that were begun and neither completed nor aborted: address and upload id of each.
+
+    What was uploaded of them is stored, and no listing of objects shows it.
+    """
+    bucket, key = bucket_and_key(folder.rstrip("/") + "/")
+    with refusals(folder):
+        pages = client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key)
+        return [
+            (f"s3://{bucket}/{upload['Key']}", upload["UploadId"])
+            for page in pages
+            for upload in page.get("Uploads", [])
+        ]
+
+
+def abort_upload(uri: str, upload: str) -> None:
+    """Drop what was uploaded so far; an upload that is gone is no error."""
+    bucket, key = bucket_and_key(uri)
+    with refusals(uri), contextlib.suppress(client().exceptions.NoSuchUpload):
+        client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+
+
 @functools.cache
 def client(attempts: int = ATTEMPTS) -> Any:
     """boto3's client, which threads may share; one a process."""

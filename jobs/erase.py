@@ -1,4 +1,4 @@
-"""A person or a photograph out of every artifact below some folders, and a scan that proves it; exit 1 where it does not.
+"""Take a person or a photograph out of every artifact below some folders, and check what is left; exit 1 if anything is.
 
 ``erase.py --identity NAME | --source URI --root FOLDER [--root FOLDER ...] [--dry-run]``. What goes and what stays is
 said in facerec/erasure/pipeline.py.
@@ -14,14 +14,12 @@ from facerec.erasure.pipeline import EraseConfig, erase
 
 
 def run(config: EraseConfig) -> None:
-    """Erase; print each file that still mentions them, and leave with 1 where there is one."""
+    """Erase; print what is left, a line each, and exit with 1 if there is anything."""
     left = erase(config)
-    for uri in left:
-        print(f"erase: STILL MENTIONED in {uri}", flush=True)
+    for line in left:
+        print(f"erase: {line}", flush=True)
     if left:
         sys.exit(1)
-    if not config.dry_run:
-        print(f"erase: no file below {', '.join(config.root)} mentions them any more")
 
 
 def flags(argv: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Parquet files without the rows that are forgotten; row groups stay as they were, but for their lost rows."""
+"""Parquet files without the rows that are forgotten; their row groups stay as they were, without the lost rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from facerec import schema, storage
-from facerec.erasure.forgotten import Forgotten, read_keys
+from facerec.erasure.forgotten import Forgotten
 
 Bools = NDArray[np.bool_]
 I64 = NDArray[np.int64]
@@ -30,15 +30,14 @@ class Loss:
         return bool(self.called or not self.keep.all())
 
 
-def loss(uri: str, forgotten: Forgotten) -> Loss:
-    """What a file of rows with KEYS would lose; only these columns are read."""
-    table = read_keys(uri)
-    keep = ~np.asarray(forgotten.gone(table), bool)
-    return Loss(keep, pc.sum(forgotten.called(table)).as_py() or 0)
+def loss(rows: pa.Table, forgotten: Forgotten) -> Loss:
+    """What a file with these columns (``forgotten.read_keys``) would lose."""
+    keep = ~np.asarray(forgotten.gone(rows), bool)
+    return Loss(keep, pc.sum(forgotten.called(rows)).as_py() or 0)
 
 
 def without(uri: str, lost: Loss, forgotten: Forgotten) -> tuple[pa.Table, list[int]]:
-    """The rows that stay, and the sizes of their row groups, empty ones left out."""
+    """The rows that stay, and the sizes of their row groups, without empty ones."""
     ends = storage.row_group_ends(uri)
     kept = np.concatenate([[0], np.cumsum(lost.keep)])
     sizes = [int(kept[end] - kept[start]) for start, end in pairwise([0, *ends])]
@@ -52,7 +51,7 @@ def without(uri: str, lost: Loss, forgotten: Forgotten) -> tuple[pa.Table, list[
 
 @dataclass(frozen=True)
 class Moved:
-    """A shard that was written anew."""
+    """A shard that was written again."""
 
     keep: Bools
     """Of its old rows."""
@@ -61,7 +60,7 @@ class Moved:
 
 
 def reindexed(index: pa.Table, moved: dict[str, Moved]) -> pa.Table:
-    """schema.INDEX rows after shards lost rows: spans are shorter, and those that nothing is left of are gone."""
+    """schema.INDEX rows after shards lost rows: spans are shorter, and empty ones are gone."""
     files, columns = np.array(index["file"].to_pylist(), object), index.to_pydict()
     group, first, rows = (np.array(columns[name], np.int64) for name in ("row_group", "first_row", "rows"))
     for name, shard in moved.items():
@@ -84,9 +83,9 @@ def reindexed(index: pa.Table, moved: dict[str, Moved]) -> pa.Table:
 
 
 def regrouped(near_duplicates: pa.Table) -> pa.Table:
-    """schema.NEAR_DUPLICATES rows without groups that one face is left of, numbered anew.
+    """schema.NEAR_DUPLICATES rows without the groups that have one face left, numbered again.
 
-    Who looked alike through a forgotten face stays in one group.
+    Faces that were in one group because of a forgotten face stay in one group.
     """
     group = near_duplicates["group"].to_numpy()
     together = np.bincount(group, minlength=1)[group] > 1

@@ -18,14 +18,16 @@ from sklearn.svm import SVC
 from facerec import ledger, lock, publish, schema, storage
 from facerec.alignment import compaction
 from facerec.alignment.sources import Listing
+from facerec.erasure.foreign import mentioning
 from facerec.erasure.forgotten import Forgotten
-from facerec.erasure.pipeline import EraseConfig, erase, leftovers
+from facerec.erasure.pipeline import EraseConfig, erase
 from facerec.errors import BusyError, ConfigError, MismatchError
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.gallery import Inputs, read_seen
 from facerec.models.embedder import ModelConfig
 from facerec.naming.pipeline import IdentifyConfig, identify
 from facerec.photographs import as_table
+from facerec.records import Shown
 from facerec.schema import Preprocessing
 from facerec.svm import save_svm
 from facerec.training.batches import BatchConfig
@@ -34,6 +36,7 @@ from facerec.training.plan import make_plan, record
 from tests.support.aligner import FakeAligner, listing, write_parts
 from tests.support.faces import write_faces
 from tests.support.generations import generation
+from tests.support.pages import write_page
 
 JOB = Path(__file__).parents[2] / "jobs" / "erase.py"
 ANN, ANN_LEE = "person-000003", "person-000003 Lee"
@@ -82,10 +85,12 @@ def make(root: Path) -> Listing:
     svm = SVC().fit(np.eye(len(names)), names)
     storage.write_bytes(f"{root}/svm.skops", save_svm(svm))
     people = [{"identity": name, "taken_for": ANN} for name in names]
-    said = {"format": 2, "versions": {}, "verification": {}, "identification": {"per_identity": people}}
-    storage.write_json(f"{root}/report.json", said | {"refused": f"3 people have one, {ANN} for one: none"})
-    (root / "report.html").write_text(f"<td>{ANN}</td>")
-    (root / "other.html").write_text(f"<td>{ANN_LEE}</td>")
+    sentence = f"3 people have one training photograph, {ANN} for one: no fold without it knows them"
+    trained = {"per_identity": people, "svm": {"calibration": {"refused": sentence}}}
+    said = {"format": 4, "versions": {}, "verification": {}, "identification": {"trained": trained}}
+    storage.write_json(f"{root}/report.json", said)
+    write_page(root / "report.html", Shown(frozenset([ANN])), ANN)
+    write_page(root / "other.html", Shown(frozenset([ANN_LEE])), ANN_LEE)
     return everybody
 
 
@@ -194,10 +199,11 @@ def test_a_person_is_nowhere_and_everybody_else_is_as_before(
     assert len(rows(root / "embeddings", "embeddings")) == len(rows(root / "faces", "faces"))
     assert vectors.manifest["faces_digest"] == faces.digest
     report = storage.read_json(f"{root}/report.json")
-    assert {row["taken_for"] for row in report["identification"]["per_identity"]} == {"(erased)"}
-    assert report["refused"] == "3 people have one, (erased) for one: none"
+    trained = report["identification"]["trained"]
+    assert {row["taken_for"] for row in trained["per_identity"]} == {"(erased)"}
+    assert "photograph, (erased) for one" in trained["svm"]["calibration"]["refused"]
     said = capsys.readouterr().out
-    assert f"{root}/run/model was trained on them" in said
+    assert f"{root}/run/model was trained on faces that held them" in said
     assert "untrained" not in said
 
 
@@ -286,18 +292,18 @@ def test_a_name_that_others_were_given_goes_and_their_faces_stay(root: Path) -> 
 def test_a_leftover_of_any_kind_is_caught(tmp_path: Path, plant: Any) -> None:
     what = Forgotten(ANN, longer=frozenset([ANN_LEE]))
     (tmp_path / "other.txt").write_text(f"{ANN_LEE} and {ANN}x")
-    assert leftovers([str(tmp_path)], what) == []
+    assert mentioning(storage.list_tree(str(tmp_path)), what) == []
     plant(tmp_path)
-    assert len(leftovers([str(tmp_path)], what)) == 1
+    assert len(mentioning(storage.list_tree(str(tmp_path)), what)) == 1
 
 
 def test_uris_and_face_ids_that_are_left_are_caught(tmp_path: Path) -> None:
-    what = Forgotten(None, uris=frozenset(["/p/1.jpg"]), face_ids=frozenset(["0f" * 16]))
+    what = Forgotten("", uris=frozenset(["/p/1.jpg"]), face_ids=frozenset(["0f" * 16]))
     (tmp_path / "others.txt").write_text(f"/mnt/p/1.jpg /p/1.jpgs {'0e' * 16}")
-    assert leftovers([str(tmp_path)], what) == []
+    assert mentioning(storage.list_tree(str(tmp_path)), what) == []
     (tmp_path / "uri.csv").write_text("uri\n/p/1.jpg\n")
     (tmp_path / "id.json").write_text(json.dumps(["0f" * 16]))
-    assert len(leftovers([str(tmp_path)], what)) == 2
+    assert len(mentioning(storage.list_tree(str(tmp_path)), what)) == 2
 
 
 def test_the_job_leaves_with_1_where_something_is_left_and_a_dry_run_changes_nothing(root: Path) -> None:
@@ -318,7 +324,7 @@ def test_the_job_leaves_with_1_where_something_is_left_and_a_dry_run_changes_not
     (root / "people.csv").write_text(f"uri,identity\n1.jpg,{ANN}\n")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
-    assert f"STILL MENTIONED in {root}/people.csv" in done.stdout
+    assert f"MENTIONED in {root}/people.csv, which facerec did not write" in done.stdout
 
 
 def test_a_folder_in_use_is_left_as_it_is(root: Path) -> None:
@@ -357,12 +363,15 @@ def test_an_evaluation_still_knows_whom_the_network_has_seen(root: Path) -> None
     assert set(seen.identities.tolist()) == set(run["split"]["train"]) & there
 
 
-def test_somebody_who_is_nowhere_is_said_and_nothing_changes(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_somebody_who_is_nowhere_is_refused_and_the_nearest_names_are_offered(root: Path) -> None:
     before = words(root)
-    assert erase(EraseConfig(identity="Nobody", root=[str(root)])) == []
-    assert "nothing of it" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=rf"nothing below .* is of 'person-000033'.*'{ANN}'.*--identity"):
+        erase(EraseConfig(identity="person-000033", root=[str(root)]))
+    first, number = _faces_of(photographs(), ANN)[0].rsplit("/", 1)
+    with pytest.raises(
+        ConfigError, match=rf"is of 'memory://elsewhere/{number}'.*'{first}/{number}'.*--source"
+    ):
+        erase(EraseConfig(source=f"memory://elsewhere/{number}", root=[str(root)]))
     assert words(root) == before
 
 
