@@ -101,7 +101,9 @@ def _fit(plan: Plan) -> None:
 
 def _trainer(plan: Plan) -> Any:
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from facerec.training.rendezvous import MeetByFile
 
     config = plan.config
     least, most = plan.workers
@@ -109,6 +111,7 @@ def _trainer(plan: Plan) -> Any:
     return TorchTrainer(
         _ray_worker,
         train_loop_config={"plan": plan},
+        torch_config=MeetByFile() if session.alone() else TorchConfig(),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=config.gpu),
         run_config=ray.train.RunConfig(
             name="train",

@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 SUBNET = "10.249.77"
 HOME, AWAY = f"{SUBNET}.1", f"{SUBNET}.2"
 """The addresses of the two namespaces on their cable."""
+HOSTS = Path("/etc/netns")
+"""Where `ip netns exec` finds the /etc/hosts of a namespace. As usual, the machine's name stands for its address there."""
 LIMIT_S = 300.0
 AGENT = 52365
 """The fixed port of the dashboard's agent."""
@@ -142,6 +146,8 @@ def namespaces() -> Iterator[Namespaces]:
     name = f"fr{os.getpid()}"
     pair = Namespaces(f"{name}h", f"{name}a")
     try:
+        HOSTS.joinpath(pair.home).mkdir(parents=True)
+        HOSTS.joinpath(pair.home, "hosts").write_text(f"127.0.0.1 localhost\n{HOME} {socket.gethostname()}\n")
         for here in (pair.home, pair.away):
             _run("ip", "netns", "add", here)
             _run("ip", "-n", here, "link", "set", "lo", "up")
@@ -170,6 +176,7 @@ def namespaces() -> Iterator[Namespaces]:
         for here in (pair.home, pair.away):
             _end(here)
             subprocess.run(["ip", "netns", "delete", here], capture_output=True, check=False)
+        shutil.rmtree(HOSTS / pair.home, ignore_errors=True)
 
 
 @contextlib.contextmanager
