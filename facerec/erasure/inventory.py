@@ -12,7 +12,7 @@ from typing import Any
 
 from facerec import publish, records, s3, storage, svm
 from facerec.erasure.forgotten import DAMAGE, Forgotten, Table
-from facerec.errors import DatasetError, StorageError
+from facerec.errors import ConfigError, DatasetError, StorageError
 from facerec.photographs import resolved
 from facerec.records import Shown
 
@@ -279,7 +279,10 @@ def _source(claim: dict[str, Any]) -> str:
     source = claim.get("source")
     if not isinstance(source, str) or not source:
         return ""
-    root = resolved(storage.absolute(source))
+    try:
+        root = resolved(storage.absolute(source))
+    except ConfigError:
+        return ""  # an address of another kind: a claim.json that facerec did not write
     return _folder(root) if root.lower().endswith((".csv", ".parquet")) else root
 
 

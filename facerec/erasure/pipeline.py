@@ -34,7 +34,7 @@ from facerec.erasure import datasets, foreign, forgotten, inventory
 from facerec.erasure.datasets import Survey
 from facerec.erasure.forgotten import Forgotten
 from facerec.erasure.inventory import Inventory
-from facerec.errors import ConfigError, StorageError
+from facerec.errors import ConfigError, FacerecError
 from facerec.lock import Fence
 from facerec.photographs import canonical, resolved
 
@@ -363,7 +363,7 @@ def _say_source(found: Forgotten) -> None:
     """Warn of photographs that alignment would bring back. A source that does not answer is no fault of the erasure."""
     try:
         there = [uri for uri in sorted(found.spelled) if storage.exists(uri)]
-    except (StorageError, OSError) as error:
+    except (FacerecError, OSError) as error:
         print(f"erase: WARNING: the source of the photographs cannot be looked at: {error}", flush=True)
         return
     if there:

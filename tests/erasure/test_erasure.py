@@ -369,9 +369,9 @@ def test_somebody_who_is_nowhere_is_refused_and_the_nearest_names_are_offered(ro
         erase(EraseConfig(identity="person-000033", root=[str(root)]))
     first, number = _faces_of(photographs(), ANN)[0].rsplit("/", 1)
     with pytest.raises(
-        ConfigError, match=rf"is of 'memory://elsewhere/{number}'.*'{first}/{number}'.*--source"
+        ConfigError, match=rf"is of '/memory/elsewhere/{number}'.*'{first}/{number}'.*--source"
     ):
-        erase(EraseConfig(source=f"memory://elsewhere/{number}", root=[str(root)]))
+        erase(EraseConfig(source=f"/memory/elsewhere/{number}", root=[str(root)]))
     assert words(root) == before
 
 

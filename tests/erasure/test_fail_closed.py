@@ -267,6 +267,17 @@ def test_a_foreign_parquet_is_searched_and_never_written(root: Path) -> None:
     assert {path: path.read_bytes() for path in root.glob("*.parquet")} == before
 
 
+@pytest.mark.parametrize("said", [
+    '{"source": "https://example.org"}', '{"source": 7, "faces": []}', "[]", '{"source": "s3://key:secret@bucket/x"}',
+])  # fmt: skip
+def test_a_claim_of_another_program_is_no_reason_to_stop(root: Path, said: str) -> None:
+    (root / "other").mkdir()
+    (root / "other" / "claim.json").write_text(said)
+    for name, text in (("manifest.json", '{"name": "a web application"}'), ("run.json", '{"split": null}')):
+        (root / name).write_text(text)
+    assert erase(EraseConfig(identity="Ann", root=[str(root)])) == []
+
+
 def test_the_journal_of_another_erasure_of_theirs_is_listed(root: Path) -> None:
     journal = f"{root}/.erasing-0123456789ab.json"
     storage.write_json(journal, {"identity": "Zoe", "people": ["Ann"], "trained": []})
