@@ -35,8 +35,9 @@ from tests.support.pages import write_page
 from tests.support.remains import files, holds, marks
 from tests.support.s3 import s3_server
 
-PEOPLE = tuple(name for name in NAMES if name not in ("Ann", "Ann Lee", "anna", "null", "7"))
-"""Of the run whose artifacts are all attacked."""
+PEOPLE = tuple(name for name in NAMES if name not in ("Ann", "Ann Lee", "anna", "null", "7", "train"))
+"""People of the run whose artifacts are all attacked."""
+ATTACKED = ("1", "people", unicodedata.normalize("NFD", "José"))
 
 
 def attacks() -> Iterator[Attempt]:
@@ -45,7 +46,7 @@ def attacks() -> Iterator[Attempt]:
         work = Path(folder) / "work"
         with contextlib.redirect_stdout(io.StringIO()):
             photographs = write_all(work, PEOPLE)
-        for name in PEOPLE:
+        for name in ATTACKED:
             yield _tried(
                 f"all artifacts of a run, {name[:20]!r}",
                 lambda at, name=name: _run(at, name, photographs),
@@ -87,7 +88,8 @@ def _run(root: Path, name: str, photographs: list[Photograph]) -> str:
     lost = {folder: before - len(_rows(root / folder, folder)) for folder, before in rows.items()}
     if set(lost.values()) != {wanted}:
         return f"rows lost: {lost}, theirs: {wanted}"
-    write_report(report_of(root))
+    if name == "people":
+        write_report(report_of(root))
     run = storage.read_json(f"{root}/run/run.json")
     return "" if (run["code_version"], run["precision"]) == ("0.1.0", "fp32") else "run.json was rewritten"
 
