@@ -89,7 +89,7 @@ def test_rays_launcher_takes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_launched_ray_wants_its_token_shows_itself_on_loopback_only_and_misses_a_node_soon(
+def test_a_launched_ray_requires_its_token_keeps_its_dashboard_on_loopback_and_notices_a_lost_node_soon(
     name: str,
 ) -> None:
     config = launcher(name)
