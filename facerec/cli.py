@@ -6,6 +6,7 @@ A job that can say what it would do hands its plan to ``main``, and gets ``--dry
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -114,19 +115,54 @@ def _inline_presets(section: str, argv: list[str]) -> list[str]:
     return flat
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that means one thing: a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if again := next((key for key in keys if keys.count(key) > 1 and key != "<<"), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{again} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _require_plain(uri: str, value: Any, at: str = "") -> None:
+    """Raise ConfigError, which names the place, unless a value can be a setting: JSON has no dates, and text as keys."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(
+                    f"--config {uri} has the key {key!r}{f' below {at}' if at else ''}, which YAML reads as no text; put it in quotes"
+                )
+            _require_plain(uri, inner, f"{at}.{key}" if at else key)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _require_plain(uri, inner, f"{at}[{number}]")
+    elif not isinstance(value, str | int | float | None) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise ConfigError(
+            f"--config {uri} has {at}: {value}, which YAML reads as {type(value).__name__}; "
+            "a text (in quotes), a finite number, true, false or null is needed"
+        )
+
+
 def _own_section(section: str, uri: str) -> dict[str, Any]:
     try:
-        preset = yaml.safe_load(storage.read_bytes(uri)) or {}
+        preset = yaml.load(storage.read_bytes(uri), _Loader) or {}
     except FileNotFoundError:
         raise ConfigError(f"--config {uri}: no such file") from None
     except ConfigError as error:
         raise ConfigError(f"{error} (--config)") from None
     except OSError as error:
         raise ConfigError(f"--config {uri} cannot be read: {error.strerror or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a month 13 is a ValueError
         raise ConfigError(f"--config {uri} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(preset, dict):
         raise ConfigError(f"--config {uri} holds a {type(preset).__name__}; it needs keys and values")
+    try:
+        _require_plain(uri, preset)
+    except RecursionError:
+        raise ConfigError(f"--config {uri} has a value that contains itself") from None
     sections = {key for key in preset if key in SECTIONS and isinstance(preset[key], dict)}
     if section in WHOLE or not sections:  # a job may have a flag by a section's name: --report report.json
         return preset

@@ -24,7 +24,7 @@ I64 = NDArray[np.int64]
 def missing(parts: list[str], photographs: pa.Table) -> pa.Table:
     """The listed photographs that no finished part holds, or only as unavailable."""
     listed, absent = keys(photographs), np.ones(photographs.num_rows, bool)
-    for tables in storage.read_tables(parts, [*schema.PHOTOGRAPHS.names, "reason"]):
+    for tables in storage.read_tables(parts, [*schema.PHOTOGRAPHS.names, "reason"], publish.PART):
         rows = pa.concat_tables(tables)
         done = keys(rows.filter(pc.invert(unavailable(rows))))
         absent &= ~pc.is_in(listed, value_set=done).to_numpy()
@@ -47,8 +47,8 @@ def say_unavailable(job: str, counts: dict[str, Any]) -> None:
 
 
 def is_current(folder: str, photographs: pa.Table) -> bool:
-    """Whether the published generation was made of exactly these photographs."""
-    return bool(publish.current(folder).get("listing") == digest(photographs))
+    """Whether the published generation was made of exactly these photographs, and its files are there."""
+    return publish.finished(folder, listing=digest(photographs))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _matched(parts: list[str], photographs: pa.Table) -> tuple[pa.Table, I64, I6
     tables = [pa.schema(map(schema.ALIGNED.field, kept)).empty_table()]
     found, sizes = np.zeros(0, np.int64), np.zeros(0, np.int64)
     listed, seconds = keys(photographs), 0.0
-    for some in storage.read_tables(parts, [*schema.PHOTOGRAPHS.names, *kept]):
+    for some in storage.read_tables(parts, [*schema.PHOTOGRAPHS.names, *kept], publish.PART):
         table = pa.concat_tables(some).combine_chunks()
         codes, held = numbered(keys(table))
         code = pc.index_in(listed, value_set=held).fill_null(-1).to_numpy()
@@ -133,6 +133,14 @@ def _matched(parts: list[str], photographs: pa.Table) -> tuple[pa.Table, I64, I6
         sizes = np.append(sizes, [part.num_rows for part in some])
         seconds += sum(map(publish.core_seconds, some))
     return pa.concat_tables(tables), found, sizes, seconds
+
+
+def gather(parts: list[str], faces: pa.Table, columns: list[str]) -> pa.Table:
+    """Columns of faces, by ``part`` and ``row``, in order; raises DatasetError if they are not those of ``face_id``."""
+    rows = storage.gather(parts, faces["part"].to_numpy(), faces["row"].to_numpy(), columns, publish.PART)
+    if not pc.all(pc.equal(rows["face_id"], faces["face_id"])).as_py():
+        raise DatasetError("a part was replaced while it was read; run the same command again")
+    return rows
 
 
 def _without_duplicates(rows: pa.Table, photographs: pa.Table) -> tuple[pa.Table, pa.Table]:

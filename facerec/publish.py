@@ -13,19 +13,23 @@ Its ``history`` says where the copies of the manifests are, so that a run can re
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 import facerec
-from facerec import lock, s3, schema, storage
+from facerec import documents, lock, s3, schema, storage
 from facerec.errors import BusyError, DatasetError, FacerecError, MismatchError
 from facerec.lock import Fence
+from facerec.storage import Expected
 
 PART_ROW_GROUP = 8
 """Rows of a row group of a part. Compaction reads the row groups that its faces lie in, all over the parts.
@@ -33,6 +37,24 @@ PART_ROW_GROUP = 8
 Rows read for one used, 100 people of 340 faces and 2,000 of 20: 8.0 and 2.5 with 32 rows, 4.8 and 1.3 with 8,
 3.2 and 1.1 with 4. Each halving doubles the footer (40 KB of 3.7 MB with 8) and the time to read the columns.
 """
+MADE_BY = {"names": "jobs/identify.py", "embeddings": "jobs/embed.py", "faces": "jobs/align.py"}
+"""The job that publishes files of a kind; rejects and others lie beside files of these kinds."""
+PART = Expected("remove it, and the same command makes it again")
+"""Of a finished part nothing is known but the checksums of its pages."""
+MANIFEST: documents.Shape = {
+    "schema_version": int,
+    "generation": int,
+    "files": [{"path": str, "kind": str, "rows": int, "bytes": int, "sha256": str, "footer_sha256?": str}],
+    "history": [{"generation": int, "path": str}],
+    "preprocessing?": dict,
+    "counts?": dict,
+    "label_conflicts?": [{"source_hash": str, "identities": [str]}],
+    "erased?": [{"generation": int, "digest": str}],
+    "model_id?": str,
+    "faces_digest?": (str, type(None)),
+    "core_seconds?": (int, float),
+}
+"""What a manifest must be; jobs may say more in it."""
 CORE_SECONDS = b"core_seconds"
 """Key of a part's schema metadata."""
 BARRED = {"schema_version": schema.VERSION, "generation": 0, "files": [], "history": []}
@@ -63,7 +85,7 @@ def _bar(fence: Fence) -> None:
     uri = _manifest_uri(fence.folder)
     while storage.exists(storage.join(fence.folder, "claim.json")):
         before = storage.version(uri)
-        said = BARRED if before is None else storage.read_json(uri)
+        said = BARRED if before is None else _said(fence.folder)
         if storage.replace(uri, storage.json_bytes(said | {"writer": fence.run}), before):
             return
 
@@ -111,12 +133,32 @@ def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:
     return False
 
 
+class Manifest(dict[str, Any]):
+    """What manifest.json says; a statement that is not there is a DatasetError, as it is another job's folder or damaged."""
+
+    def __init__(self, uri: str, said: dict[str, Any]) -> None:
+        super().__init__(said)
+        self._uri = uri
+
+    def __missing__(self, key: str) -> Any:
+        raise DatasetError(f"{self._uri} has no {key}: it is damaged, or the folder is that of another job")
+
+    def __reduce__(self) -> Any:
+        return Manifest, (self._uri, dict(self))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A published folder, as its manifest describes it: paths are relative to ``folder``."""
 
     folder: str
     manifest: dict[str, Any]
+
+    @property
+    def made_by(self) -> str:
+        """The job that makes such a folder."""
+        kinds = {file["kind"] for file in self.manifest["files"]}
+        return next((job for kind, job in MADE_BY.items() if kind in kinds), MADE_BY["faces"])
 
     @property
     def generation(self) -> int:
@@ -143,14 +185,47 @@ class Dataset:
 
     def uri(self, name: str) -> str:
         """Where a file is, by its name: the files of a generation may lie in several folders, after an erasure."""
-        for entry in self.manifest["files"]:
-            if entry["path"].rsplit("/", 1)[-1] == name:
-                return storage.join(self.folder, entry["path"])
-        raise DatasetError(f"{_manifest_uri(self.folder)} names no file {name}")
+        return storage.join(self.folder, self._entry(name)["path"])
+
+    def expected(self, name: str) -> Expected:
+        """What the manifest says of a file, by its name, path or URI, and what mends it."""
+        entry = self._entry(name)
+        known = (entry.get(name) for name in ("bytes", "sha256", "footer_sha256"))
+        return Expected(f"remove it and run {self.made_by} again", *known)
 
     def read(self, kind: str, columns: list[str] | None = None) -> pa.Table:
-        """All rows of one kind in one table: for tables that fit in memory."""
-        return pa.concat_tables(storage.read_table(uri, columns) for uri in self.uris(kind))
+        """All rows of one kind in one table: for tables that fit in memory. Raises DatasetError if a file is damaged."""
+        return pa.concat_tables(self.tables(kind, columns))
+
+    def tables(
+        self, kind: str, columns: list[str] | None = None, *, repetitive: list[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The rows of each file of one kind, in order. Raises DatasetError if a file is damaged."""
+        for uri in self.uris(kind):
+            expected = self.expected(uri)
+            yield storage.read_table(uri, columns, repetitive=repetitive, expected=expected)
+
+    def rows(self, name: str, rows: NDArray[np.int64], columns: list[str] | None = None) -> pa.Table:
+        """Rows of one file by their numbers, as storage.read_rows gives them."""
+        return storage.read_rows(self.uri(name), rows, columns, self.expected(name))
+
+    def lacking(self) -> list[str]:
+        """URIs of files that are not there with their size; one listing for each folder."""
+        folders = {path.rpartition("/")[0] for path in (file["path"] for file in self.manifest["files"])}
+        sizes = {uri: size for at in folders for uri, size in storage.sizes(f"{self.folder}/{at}").items()}
+        named = {storage.join(self.folder, file["path"]): file["bytes"] for file in self.manifest["files"]}
+        return [uri for uri, size in named.items() if sizes.get(uri) != size]
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        """Of a file's name, which is unique in a generation."""
+        name = name.rsplit("/", 1)[-1]
+        if name not in self._entries:
+            raise DatasetError(f"{_manifest_uri(self.folder)} names no file {name}; {_mend(self.made_by)}")
+        return self._entries[name]
+
+    @functools.cached_property
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        return {entry["path"].rsplit("/", 1)[-1]: entry for entry in self.manifest["files"]}
 
 
 def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Dataset:
@@ -160,7 +235,7 @@ def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Da
     """
     folder = storage.absolute(folder)
     s3.require(folder)
-    manifest = _said(folder)
+    manifest = _said(folder, made_by or "its job")
     if manifest.get("schema_version", schema.VERSION) != schema.VERSION:
         raise DatasetError(
             f"{_manifest_uri(folder)} has schema version {manifest.get('schema_version')}, and this version of facerec reads {schema.VERSION}; "
@@ -174,11 +249,38 @@ def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Da
     return Dataset(folder, manifest)
 
 
+def open_pinned(folder: str, made_by: str, pinned: dict[str, Any]) -> Dataset:
+    """The dataset at the generation that a run began on (``generation`` and ``digest``).
+
+    A later one of the same digest has the same files, as after a damaged one was published again. Otherwise raises
+    DatasetError if the generation is gone; whoever pinned it compares the digest.
+    """
+    now = open_dataset(folder, made_by)
+    return now if now.digest == pinned["digest"] else open_dataset(folder, made_by, pinned["generation"])
+
+
+def finished(folder: str, **says: Any) -> bool:
+    """Whether the current generation says so and all its files are there, with their sizes.
+
+    If files are missing or have another size, it says which. The generation is published again then, from the parts.
+    """
+    manifest = current(folder)
+    if not manifest or any(manifest.get(key) != value for key, value in says.items()):
+        return False
+    if lacking := Dataset(folder, manifest).lacking():
+        print(
+            f"WARNING: {lacking[0]} is missing or has another size than its manifest says ({len(lacking)} of "
+            f"{len(manifest['files'])} files); all are published again",
+            flush=True,
+        )
+    return not lacking
+
+
 def _earlier(folder: str, manifest: dict[str, Any], generation: int | None) -> dict[str, Any]:
     for entry in manifest["history"]:
         if entry["generation"] == generation:
             with contextlib.suppress(FileNotFoundError):
-                return storage.read_json(storage.join(folder, entry["path"]))
+                return _read_manifest(storage.join(folder, entry["path"]))
     raise DatasetError(f"{folder} has no generation {generation} any more")
 
 
@@ -188,16 +290,37 @@ def current(folder: str) -> dict[str, Any]:
     return said if said.get("generation") else {}
 
 
-def _said(folder: str) -> dict[str, Any]:
+def _said(folder: str, job: str = "its job") -> dict[str, Any]:
     uri = _manifest_uri(folder)
-    return storage.read_json(uri) if storage.exists(uri) else {}
+    return _read_manifest(uri, job) if storage.exists(uri) else {}
+
+
+def _read_manifest(uri: str, job: str = "its job") -> dict[str, Any]:
+    """A manifest that is what a manifest must be; of another schema version it may be anything."""
+    try:
+        said = storage.read_json(uri)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; {_mend(job)}") from None
+    if said.get("schema_version") != schema.VERSION:
+        return said
+    documents.require(uri, said, MANIFEST, _mend(job))
+    for entry in said["files"]:
+        if entry["path"].startswith("/") or ".." in entry["path"].split("/"):
+            raise DatasetError(f"{uri} is damaged: it names a file elsewhere, {entry['path']}")
+    return Manifest(
+        uri, {key: Manifest(uri, each) if isinstance(each, dict) else each for key, each in said.items()}
+    )
+
+
+def _mend(job: str) -> str:
+    return f"restore it from a copy, or remove it and run {job} again"
 
 
 def manifests(folder: str) -> list[dict[str, Any]]:
     """The manifests of all generations that are still there, oldest first, the current one last."""
     now = current(folder)
     copies = [storage.join(folder, entry["path"]) for entry in now.get("history", [])[:-1]]
-    return [*(storage.read_json(uri) for uri in copies if storage.exists(uri)), now] if now else []
+    return [*(_read_manifest(uri) for uri in copies if storage.exists(uri)), now] if now else []
 
 
 def _manifest_uri(folder: str) -> str:
@@ -227,7 +350,8 @@ class Generation:
         path = f"{self.base}/{name}"
         data = storage.parquet(table, row_groups)
         written = self.fence.write(storage.join(self.fence.folder, path), data)
-        return {"path": path, "kind": kind, "rows": table.num_rows, **asdict(written)}
+        footer = {"footer_sha256": storage.footer_sha256(data)}
+        return {"path": path, "kind": kind, "rows": table.num_rows, **asdict(written), **footer}
 
     def publish(self, files: list[dict[str, Any]], about: dict[str, Any], *, alone: bool = False) -> Dataset:
         """Make the generation the current one: the last step of any writer. ``alone``: earlier ones are forgotten.
@@ -324,7 +448,7 @@ def write_part(
     name = hashlib.blake2b("\n".join("\x1f".join(map(str, row)) for row in named).encode(), digest_size=12)
     uri = storage.join(fence.folder, "parts", f"part-{name.hexdigest()}.parquet")
     if storage.exists(uri):
-        counts = _counts(storage.read_table(uri))
+        counts = _counts(storage.read_table(uri, expected=PART))
         if not counts["unavailable"][0].as_py():
             return counts
     began = time.monotonic()

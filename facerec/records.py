@@ -30,7 +30,7 @@ WITHOUT_RECORD = re.compile(r"facerec report|.*: aligned faces", re.DOTALL)
 HEAD_CHUNK = 2**16
 """Characters of a page that are parsed at once; the record is in the head."""
 
-REPORT_FORMATS = (4,)
+REPORT_FORMATS = (4, 5)
 """Formats of report.json whose fields are listed here."""
 RUN_NAMES: tuple[Path, ...] = (("split", "*", "*"),)
 """Where run.json holds names. A report holds the run's record below ``run``."""

@@ -35,6 +35,8 @@ UNSYNCED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 """A file system, often of a network, that has no fsync for folders."""
 FOREIGN = r"^(?:[A-Za-z][A-Za-z0-9+.-]*:/|[A-Za-z]:\\|\\\\)"
 """What is not a path: a scheme (gs://, file:/), a Windows drive or a Windows share; s3:// has to be excepted."""
+TAIL = 2**16
+"""Bytes read from a Parquet file's end: its footer, unless it has many row groups."""
 FILES = 500
 """Files whose rows are held together."""
 
@@ -45,6 +47,17 @@ class Written:
 
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a file should be, as far as it is known, and what to do if it is not."""
+
+    remedy: str = "restore it from a copy"
+    bytes: int | None = None
+    sha256: str | None = None
+    footer_sha256: str | None = None
+    """Of a Parquet file's footer, which says where the pages are: checksums are of pages alone."""
 
 
 def is_s3(uri: str) -> bool:
@@ -225,6 +238,17 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     return [join(uri, name) for name in sorted(names) if name.endswith(suffix)]
 
 
+def sizes(uri: str) -> dict[str, int]:
+    """Bytes of the files directly below a folder, by URI; one listing."""
+    with _resolve(uri) as (filesystem, path):
+        selector = pa.fs.FileSelector(path, allow_not_found=True)
+        return {
+            join(uri, info.base_name): info.size
+            for info in filesystem.get_file_info(selector)
+            if info.is_file
+        }
+
+
 def list_folders(uri: str) -> list[str]:
     """URIs of the folders directly below a folder, sorted."""
     with _resolve(uri) as (filesystem, path):
@@ -290,34 +314,117 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2) + "\n").encode()
 
 
+@contextlib.contextmanager
+def trusting(what: str, expected: Expected) -> Iterator[None]:
+    """What is wrong with a file that is read within is a DatasetError; what the disk or S3 refuses, a StorageError."""
+    try:
+        with s3.refusals(what):
+            yield
+    except pa.ArrowMemoryError:
+        raise
+    except FileNotFoundError:
+        raise DatasetError(f"{what} is not there; {expected.remedy}") from None
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise StorageError(
+                f"{what} cannot be read: {error.strerror}; mend that and run it again"
+            ) from None
+        raise _damaged(what, " ".join(str(error).split())[:200], expected) from None
+
+
+def _damaged(what: str, why: str, expected: Expected) -> DatasetError:
+    return DatasetError(f"{what} is damaged: {why}; {expected.remedy}")
+
+
+def open_parquet(uri: str, expected: Expected, **options: Any) -> pq.ParquetFile:
+    """A Parquet file to read, of the size and footer that are expected; its pages are verified as they are read.
+
+    Use within ``trusting``. There is no request more than without the checks: the size is known since the file was opened.
+    """
+    file = open_input(uri)
+    if expected.bytes not in (None, file.size()):
+        raise _damaged(uri, f"it has {file.size()} bytes, not {expected.bytes}", expected)
+    about = None
+    if expected.footer_sha256 is not None:
+        tail = bytes(file.read_at(min(file.size(), TAIL), max(file.size() - TAIL, 0)))
+        if len(tail) < (length := _footer_length(tail)):
+            tail = bytes(file.read_at(length, file.size() - length))
+        if hashlib.sha256(tail[-length:]).hexdigest() != expected.footer_sha256:
+            raise _damaged(uri, "its footer is not the one that was written", expected)
+        about = pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-length:]))
+    return pq.ParquetFile(file, metadata=about, page_checksum_verification=True, **options)
+
+
+def _footer_length(data: bytes | pa.Buffer) -> int:
+    """Bytes of a Parquet file's footer, with its length and the magic number that end the file."""
+    return int.from_bytes(bytes(data[-8:-4]), "little") + 8
+
+
+def footer_sha256(data: pa.Buffer) -> str:
+    """The hash of the footer of a Parquet file."""
+    return hashlib.sha256(data[len(data) - _footer_length(data) :]).hexdigest()
+
+
 def read_table(
-    uri: str, columns: list[str] | None = None, *, repetitive: list[str] | None = None
+    uri: str,
+    columns: list[str] | None = None,
+    *,
+    repetitive: list[str] | None = None,
+    expected: Expected = Expected(),
 ) -> pa.Table:
-    """A Parquet file, whole. Columns in ``repetitive`` come as dictionaries: each string is held once."""
-    with s3.refusals(uri), open_input(uri) as file:
-        return pq.ParquetFile(file, read_dictionary=repetitive).read(columns)
+    """A Parquet file, whole or some columns of it. Columns in ``repetitive`` come as dictionaries: each string is held once.
+
+    Raises DatasetError if it is damaged: by its hash if it is read whole, by its size and the checksums of its pages if not.
+    """
+    with trusting(uri, expected):
+        if columns is None and expected.sha256 is not None:
+            data = read_bytes(uri)
+            if (found := hashlib.sha256(data).hexdigest()) != expected.sha256:
+                why = f"{len(data)} bytes have the sha256 {found[:12]}, not {expected.sha256[:12]}"
+                raise _damaged(uri, why, expected)
+            return pq.ParquetFile(pa.BufferReader(data), read_dictionary=repetitive).read()
+        with open_parquet(uri, expected, read_dictionary=repetitive) as parquet:
+            _require_columns(uri, parquet, columns, expected)
+            return parquet.read(columns)
 
 
-def read_tables(uris: Sequence[str], columns: list[str]) -> Iterator[list[pa.Table]]:
+def _require_columns(
+    uri: str, parquet: pq.ParquetFile, columns: list[str] | None, expected: Expected
+) -> None:
+    """Arrow leaves out columns that are not there."""
+    for name in columns or []:
+        if name not in parquet.schema_arrow.names:
+            raise _damaged(uri, f"it has no column {name}", expected)
+
+
+def read_tables(
+    uris: Sequence[str], columns: list[str], expected: Expected | Sequence[Expected] = Expected()
+) -> Iterator[list[pa.Table]]:
     """Columns of many Parquet files, some hundreds of files at a time, in order.
 
     Several are read at once, because on S3 each takes some round trips.
     """
+    each = [expected] * len(uris) if isinstance(expected, Expected) else expected
+
+    def read(uri: str, expected: Expected) -> pa.Table:
+        return read_table(uri, columns, expected=expected)
+
     with ThreadPoolExecutor(READERS) as pool:
         for at in range(0, len(uris), FILES):
-            yield list(pool.map(read_table, uris[at : at + FILES], repeat(columns)))
+            yield list(pool.map(read, uris[at : at + FILES], each[at : at + FILES]))
 
 
-def read_rows(uri: str, rows: NDArray[np.int64], columns: list[str] | None = None) -> pa.Table:
-    """Rows of a Parquet file by their numbers, in the order asked for; only their row groups are read."""
-    with s3.refusals(uri), open_input(uri) as file:
-        parquet = pq.ParquetFile(file, pre_buffer=True)
+def read_rows(
+    uri: str, rows: NDArray[np.int64], columns: list[str] | None = None, expected: Expected = Expected()
+) -> pa.Table:
+    """Rows of a Parquet file by their numbers, in the order asked for; only their row groups are read, and verified."""
+    with trusting(uri, expected), open_parquet(uri, expected, pre_buffer=True) as parquet:
+        _require_columns(uri, parquet, columns, expected)
         about = parquet.metadata
         ends = _ends(about)
-        if rows.max(initial=-1) >= about.num_rows:
-            raise DatasetError(
-                f"{uri} is damaged: it holds {about.num_rows} rows, and row {rows.max()} is needed"
-            )
+        if rows.max(initial=-1) >= min(about.num_rows, ends[-1] if len(ends) else 0):
+            why = f"it holds {about.num_rows} rows, and row {rows.max()} is needed"
+            raise _damaged(uri, why, expected)
         groups, back = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
         sizes = np.diff(ends, prepend=0)[groups]
         skipped = ends[groups] - np.cumsum(sizes)  # rows of the file before a group that are not read
@@ -326,8 +433,8 @@ def read_rows(uri: str, rows: NDArray[np.int64], columns: list[str] | None = Non
 
 def row_group_ends(uri: str) -> list[int]:
     """The row after the last one of each row group of a Parquet file."""
-    with s3.refusals(uri), open_input(uri) as file:
-        ends: list[int] = _ends(pq.ParquetFile(file).metadata).tolist()
+    with trusting(uri, Expected()), open_parquet(uri, Expected()) as parquet:
+        ends: list[int] = _ends(parquet.metadata).tolist()
     return ends
 
 
@@ -338,7 +445,11 @@ def _ends(about: pq.FileMetaData) -> NDArray[np.int64]:
 
 
 def gather(
-    uris: Sequence[str], file: NDArray[np.int64], row: NDArray[np.int64], columns: list[str]
+    uris: Sequence[str],
+    file: NDArray[np.int64],
+    row: NDArray[np.int64],
+    columns: list[str],
+    expected: Expected = Expected(),
 ) -> pa.Table:
     """Rows of many Parquet files, each by the number of its file and its own, in the order asked for.
 
@@ -348,7 +459,7 @@ def gather(
     numbers, starts = np.unique(file[order], return_index=True)
     chosen, rows = [uris[number] for number in numbers], np.split(row[order], starts[1:])
     with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(read_rows, chosen, rows, repeat(columns))
+        tables = pool.map(read_rows, chosen, rows, repeat(columns), repeat(expected))
         table = pa.concat_tables(tables).combine_chunks()  # or take() would hold three copies at once
     return table.take(np.argsort(order))
 

@@ -126,11 +126,11 @@ def faces_of(
     """Names, perceptual hashes and JPEG bytes of all faces of some people; of the others nothing is held."""
     names, hashes, images = [], [], list[bytes]()
     for uri in dataset.uris("faces"):
-        rows = storage.read_table(uri, ["identity", "phash"])
+        rows = storage.read_table(uri, ["identity", "phash"], expected=dataset.expected(uri))
         theirs = np.flatnonzero(pc.is_in(rows["identity"], pa.array(sorted(people), pa.string())))
         names.append(rows["identity"].take(theirs))
         hashes.append(rows["phash"].take(theirs))
-        images += [image["bytes"] for image in storage.read_rows(uri, theirs, ["image"])["image"].to_pylist()]
+        images += [image["bytes"] for image in dataset.rows(uri, theirs, ["image"])["image"].to_pylist()]
     return np.concatenate(names).astype(str), np.concatenate(hashes).astype(np.int64), images
 
 

@@ -51,6 +51,39 @@ def test_a_wrong_yaml_key_is_refused(tmp_path: Path, text: str, word: str) -> No
         parse("align", AlignConfig, ["--config", str(preset)])
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("seed: 2024-01-01", "has seed: 2024-01-01, which YAML reads as date; a text"),
+        ("align: {seed: 2024-01-01T10:00:00Z}", "has align.seed: 2024.*reads as datetime"),
+        ("seed: 2024-13-45", "is not valid YAML: month must be in 1..12"),
+        ("align: {seed: [1, 2024-01-01]}", r"has align.seed\[1\]: 2024-01-01"),
+        ("seed: !!binary aGVsbG8=", "reads as bytes"),
+        ("align: {part: .inf}", "has align.part: inf, which YAML reads as float; .* a finite number"),
+        ("align: {part: !!set {a, b}}", "reads as set"),
+        ("1: 2", "has the key 1, which YAML reads as no text; put it in quotes"),
+        ("align: {on: 2}", "has the key True below align"),
+        ("align: {2024-01-01: 2}", "has the key datetime.date"),
+        ("? [a]\n: b", "is not valid YAML.*unhashable key"),
+        ("align:\n\tpart: 3", "is not valid YAML.*cannot start any token"),
+        ("part: 3\npart: 4", "is not valid YAML: part stands twice"),
+        ("align: {part: 3, part: 4}", "part stands twice"),
+        ("a: &a [*a]", "a value that contains itself"),
+        ("align: " + "[" * 3000, "is not valid YAML"),
+        ("part: 3\n---\npart: 4", "is not valid YAML.*single document"),
+        ("part: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+        ("\x00", "is not valid YAML"),
+    ],
+)
+def test_yaml_that_is_no_setting_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(text)
+    for job in ("align", "pipeline"):
+        with pytest.raises(ConfigError, match=words) as caught:
+            parse(job, AlignConfig, ["--config", str(preset)])
+        assert "\n" not in str(caught.value)
+
+
 def test_a_flag_by_a_sections_name_makes_no_section(tmp_path: Path) -> None:
     preset = tmp_path / "preset.yaml"
     preset.write_text("report: report.json\nembeddings: album\nstrangers: others\n")

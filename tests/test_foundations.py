@@ -109,7 +109,7 @@ def test_rows_come_in_the_order_asked_for_and_only_their_row_groups_are_read(tmp
         data[first : first + column.total_compressed_size] = bytes(column.total_compressed_size)
     path.write_bytes(data)
     assert storage.read_rows(str(path), rows, ["name", "face_id"]).equals(table.take(rows))
-    with pytest.raises(OSError, match="page header"):
+    with pytest.raises(DatasetError, match=r"damaged.*page header.*restore it"):
         storage.read_rows(str(path), np.array([8]), ["name"])
 
 

@@ -22,6 +22,7 @@ WITHOUT_NAMES = {
     ("pairs", "rule"),
     ("shows", "source_uris", "*"),
     ("svm", "sha256"),
+    ("svm", "model_id"),
 }
 """Text of report.json that never holds a name; so do all fields called ``refused``."""
 REPORT = {

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from facerec import ledger, publish, schema, seeding, storage
+from facerec import ledger, publish, schema, seeding
 from facerec.alignment.sources import Listing
 from facerec.errors import SourceError
 from facerec.ledger import numbered
@@ -93,9 +93,10 @@ class Layout:
     """schema.INDEX rows: one a chunk."""
 
     def plan(self, faces: pa.Table) -> list[pa.Table]:
-        """One table a shard: its faces in order, by ``part`` and ``row``, and the ``row_group`` of each."""
+        """One table per shard: its faces in order, by ``part``, ``row`` and ``face_id``, and the ``row_group`` of each."""
         columns = {name: faces[name].to_numpy()[self.order] for name in ("part", "row")}
-        table = pa.table({**columns, "row_group": self.groups})
+        face_ids = faces["face_id"].take(self.order)
+        table = pa.table({**columns, "row_group": self.groups, "face_id": face_ids})
         ends = np.flatnonzero(np.diff(self.groups // SHARD)) + 1
         return [table.slice(at, end - at) for at, end in pairwise([0, *ends.tolist(), table.num_rows])]
 
@@ -167,7 +168,7 @@ def _write_shard(plan: pa.Table, generation: Generation, parts: list[str]) -> pa
     """Gather a shard's faces from the parts and write it; gives its entry of the manifest."""
     groups, sizes = np.unique(plan["row_group"], return_counts=True)
     name = _shard(groups[0] // SHARD)
-    table = storage.gather(parts, plan["part"].to_numpy(), plan["row"].to_numpy(), schema.FACES.names)
+    table = ledger.gather(parts, plan, schema.FACES.names)
     entry = generation.write(name, "faces", table.cast(schema.FACES), row_groups=sizes.tolist())
     return pa.table({name: [value] for name, value in entry.items()})
 

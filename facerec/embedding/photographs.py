@@ -232,9 +232,7 @@ def _publish(fence: Fence, photographs: Photographs, told: dict[str, Any]) -> pu
     files = []
     for number in range(max(1, -(-found.faces.num_rows // FILE_ROWS))):
         faces = found.faces.slice(number * FILE_ROWS, FILE_ROWS)
-        rows = storage.gather(
-            parts, faces["part"].to_numpy(), faces["row"].to_numpy(), schema.EMBEDDINGS.names
-        )
+        rows = ledger.gather(parts, faces, schema.EMBEDDINGS.names)
         name = f"embeddings-{number:05d}.parquet"
         files.append(generation.write(name, "embeddings", rows.cast(schema.EMBEDDINGS)))
     files.append(generation.write("rejects.parquet", "rejects", found.rejects))

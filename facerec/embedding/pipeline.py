@@ -48,7 +48,7 @@ def embed_faces(config: EmbedConfig) -> publish.Dataset:
     with publish.exclusive(out, "--out") as fence:
         config = claimed(out, config, card, {"faces": faces.folder}, fence)
         nodes.require_shared(out, faces.folder, storage.absolute(config.model))
-        if publish.current(out).get("faces_digest") == faces.digest:
+        if publish.finished(out, faces_digest=faces.digest):
             print(f"embed: {config.out}: finished already", flush=True)
             return publish.open_dataset(out, "jobs/embed.py")
         shards = _face_ids(faces)
@@ -67,7 +67,7 @@ def embed_faces(config: EmbedConfig) -> publish.Dataset:
         print(f"embed: {faces.manifest['counts']['faces']} faces, {total} to embed", flush=True)
         gauges, began = Prometheus("facerec_embed", out), time.monotonic()
         with nodes.NodeSeconds() as spent:
-            for part in _written(fence, missing, config, stamp):
+            for part in _written(fence, faces, missing, config, stamp):
                 lock.require_held(out)
                 done += part["faces"]
                 print(f"embed: {done}/{total} faces", flush=True)
@@ -96,7 +96,8 @@ def plan_faces(config: EmbedConfig) -> dict[str, object]:
 def _face_ids(faces: publish.Dataset) -> dict[str, pa.ChunkedArray]:
     """The faces of each shard, in order."""
     uris = faces.uris("faces")
-    tables = (table for some in storage.read_tables(uris, ["face_id"]) for table in some)
+    expected = [faces.expected(uri) for uri in uris]
+    tables = (table for some in storage.read_tables(uris, ["face_id"], expected) for table in some)
     return {uri: table["face_id"] for uri, table in zip(uris, tables, strict=True)}
 
 
@@ -122,7 +123,9 @@ class Held:
     @classmethod
     def read(cls, parts: list[str]) -> Held:
         """Of these parts."""
-        return cls(parts, [table for some in storage.read_tables(parts, ["face_id"]) for table in some])
+        return cls(
+            parts, [table for some in storage.read_tables(parts, ["face_id"], publish.PART) for table in some]
+        )
 
     def holds(self, ids: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether there is a vector of each face."""
@@ -136,18 +139,22 @@ class Held:
                 f"{place.null_count} of {len(ids)} faces are in no part: a part was removed meanwhile; the same command makes them"
             )
         at = place.to_numpy()
-        return storage.gather(self._parts, self._part[at], self._row[at], schema.EMBEDDINGS.names)
+        names = schema.EMBEDDINGS.names
+        rows = storage.gather(self._parts, self._part[at], self._row[at], names, publish.PART)
+        if not pc.all(pc.equal(rows["face_id"], ids)).as_py():
+            raise DatasetError("a part was replaced while it was read; run the same command again")
+        return rows
 
 
 def _written(
-    fence: Fence, parts: list[pa.Table], config: EmbedConfig, stamp: Stamp
+    fence: Fence, faces: publish.Dataset, parts: list[pa.Table], config: EmbedConfig, stamp: Stamp
 ) -> Iterator[dict[str, Any]]:
     """Embed and write part by part; yields the counts of each as it is finished."""
     if not parts:
         return
     written = on_whole_blocks([packed(part) for part in parts]).map_batches(
         ShardEmbedder,
-        fn_constructor_args=(config, stamp, fence),
+        fn_constructor_args=(config, stamp, fence, faces),
         **pool(config, len(parts)),
     )
     yield from written.iter_rows()
@@ -156,13 +163,13 @@ def _written(
 class ShardEmbedder:
     """The job's actor: reads a part's faces, embeds them and writes the vectors."""
 
-    def __init__(self, config: EmbedConfig, stamp: Stamp, fence: Fence) -> None:
-        self._embed, self._fence = RowEmbedder(config, stamp), fence
+    def __init__(self, config: EmbedConfig, stamp: Stamp, fence: Fence, faces: publish.Dataset) -> None:
+        self._embed, self._fence, self._faces = RowEmbedder(config, stamp), fence, faces
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A packed part, rows of one shard by its URI (``shard``) and their numbers (``row``), to one row of counts."""
         began, part = time.monotonic(), unpacked(batch)
-        faces = storage.read_rows(part["shard"][0].as_py(), part["row"].to_numpy(), COLUMNS)
+        faces = self._faces.rows(part["shard"][0].as_py(), part["row"].to_numpy(), COLUMNS)
         return publish.write_part(
             self._fence,
             faces.select([*schema.PHOTOGRAPHS.names, "face_id"]),
@@ -181,7 +188,9 @@ def _publish(
     files = []
     for number, (uri, ids) in enumerate(shards.items()):
         rows = held.gather(ids)
-        for name, values in zip(ADDRESS, storage.read_table(uri, ADDRESS), strict=True):
+        for name, values in zip(
+            ADDRESS, storage.read_table(uri, ADDRESS, expected=faces.expected(uri)), strict=True
+        ):
             rows = rows.set_column(rows.column_names.index(name), name, values)
         made_of = pa.array(
             [faces.generation] * rows.num_rows, pa.int32()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from facerec import publish, schema, seeding, storage
+from facerec import documents, publish, schema, seeding, storage
 from facerec.errors import DatasetError, MismatchError, SourceError
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.leakage import Leaks, Seen, find
@@ -89,10 +89,10 @@ def _read_run(config: EvaluateConfig) -> dict[str, Any] | None:
     folder = config.folder("run")
     if folder is None:
         return None
-    uri = storage.join(storage.absolute(folder), "run.json")
-    if not storage.exists(uri):
+    run = documents.read_run(storage.absolute(folder))
+    if run is None:
         raise SourceError(f"{folder} holds no run.json; run jobs/train.py first, or name another --run")
-    return storage.read_json(uri)
+    return run
 
 
 def _require_one_origin(config: EvaluateConfig, inputs: Inputs) -> None:
@@ -148,7 +148,7 @@ def read_seen(config: EvaluateConfig, inputs: Inputs) -> Seen | None:
 def _run_faces(config: EvaluateConfig, pinned: dict[str, Any]) -> publish.Dataset:
     folder = config.trained_faces or pinned["folder"]
     try:
-        faces = publish.open_dataset(folder, "jobs/align.py", pinned["generation"])
+        faces = publish.open_pinned(folder, "jobs/align.py", pinned)
     except DatasetError as error:
         if now := _after_erasure(folder, pinned):
             return now
@@ -250,8 +250,8 @@ def vectors_of(dataset: publish.Dataset) -> Floats:
 
 def _encoded(faces: publish.Dataset, keep: I64) -> Iterator[bytes]:
     first = 0
-    for uri in faces.uris("faces"):
-        images = storage.read_table(uri, ["image"])["image"]
+    for table in faces.tables("faces", ["image"]):
+        images = table["image"]
         for row in keep[(keep >= first) & (keep < first + len(images))] - first:
             yield images[int(row)].as_py()["bytes"]
         first += len(images)

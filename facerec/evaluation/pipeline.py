@@ -5,6 +5,7 @@ Each part of each representation is a Ray task; report.json says beside its numb
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 import ray
 
 import facerec
-from facerec import records, storage
+from facerec import lock, records, storage
 from facerec.errors import SourceError
 from facerec.evaluation import clustering, identification, leakage
 from facerec.evaluation.config import EvaluateConfig
@@ -38,7 +39,7 @@ from facerec.session import cores
 from facerec.svm import save_svm
 from facerec.telemetry import Prometheus
 
-FORMAT = 4
+FORMAT = 5
 """Of report.json; report.schema.json describes it."""
 PARTS = ("identification", "verification", "clustering")
 CHOSEN_ON = {
@@ -51,11 +52,30 @@ CHOSEN_ON = {
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score, write report.json (and the SVM), and give the report. Raises before work where things do not belong together."""
+    """Score, write report.json (and the SVM), and give the report. Raises before work if inputs do not belong together.
+
+    The folder of the report is locked for all of it: an SVM and its report are of one evaluation. Killed between the two,
+    the same command writes both again; until then the report's hash is not that of the SVM, and nobody uses it.
+    """
     storage.require_writable_file(config.out, "--out")
+    out = storage.absolute(config.out)
+    with lock.exclusive(out.rpartition("/")[0], "--out") as fence:
+        report, svm = _scored(config)
+        if svm:
+            fence.write(storage.join(fence.folder, "svm.skops"), svm)
+        fence.write_json(out, report)
+    return report
+
+
+def _scored(config: EvaluateConfig) -> tuple[dict[str, Any], bytes]:
+    """The report, and the SVM that it is about; without one for given pairs."""
     inputs = open_inputs(config)
     seen = read_seen(config, inputs)
     scored = _given_pairs(config, inputs, seen) if config.pairs else _people(config, inputs, seen)
+    svm: bytes = scored.pop("skops", b"")
+    if svm:
+        digest = hashlib.sha256(svm).hexdigest()
+        scored["svm"] = {"sha256": digest, "model_id": inputs.trained.manifest["model_id"]}
     report = {
         "format": FORMAT,
         "config": asdict(config),
@@ -67,8 +87,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **scored,
     }
     report["shows"] = records.in_report(report).to_json()
-    storage.write_json(config.out, report)
-    return report
+    return report, svm
 
 
 def _people(config: EvaluateConfig, inputs: Inputs, seen: Seen | None) -> dict[str, Any]:
@@ -84,10 +103,9 @@ def _people(config: EvaluateConfig, inputs: Inputs, seen: Seen | None) -> dict[s
             f"to tell apart: add people or photographs, or hold out more people in training (--split.unseen)"
         )
     results = _all_tasks(config, faces, scored, cast, enrolled)
-    svm = storage.join(storage.absolute(config.out).rsplit("/", 1)[0], "svm.skops")
     models = {name: scores["identification"].pop("skops") for name, scores in results.items()}
-    storage.write_bytes(svm, models["trained"])
     return {
+        "skops": models["trained"],
         "headline": {name: scores["identification"]["accuracy"] for name, scores in results.items()},
         **{part: {name: scores[part] for name, scores in results.items()} for part in PARTS},
         "unseen_people": people,

@@ -111,5 +111,5 @@ def _faces(config: ExportConfig, card: Card) -> list[NDArray[np.uint8]]:
         card.preprocessing, dataset.preprocessing, f"the model {config.model}", f"the faces {config.faces}"
     )
     rows = next(file["rows"] for file in dataset.manifest["files"] if file["kind"] == "faces")
-    first = storage.read_rows(dataset.uris("faces")[0], np.arange(min(rows, CHECKED)), ["image"])
+    first = dataset.rows(dataset.files("faces")[0], np.arange(min(rows, CHECKED)), ["image"])
     return [decode_jpeg(image["bytes"]) for image in first["image"].to_pylist()]

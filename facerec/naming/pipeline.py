@@ -115,7 +115,7 @@ def identify(config: IdentifyConfig) -> publish.Dataset:
         about["threshold"] = config.threshold
     with publish.exclusive(out, "--out") as fence:
         publish.claim(fence, about, "--out")
-        if publish.current(out):
+        if publish.finished(out):
             print(f"identify: {config.out}: finished already", flush=True)
             return publish.open_dataset(out, "jobs/identify.py")
         generation = publish.begin(fence)
@@ -211,8 +211,8 @@ def _write(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """A file of names for each file of vectors, one in memory at a time; their manifest entries, and counts."""
     files, known = [], 0
-    for number, uri in enumerate(faces.uris("embeddings")):
-        table = _named(storage.read_table(uri, [*KEPT, "embedding"]), recogniser, threshold)
+    for number, rows in enumerate(faces.tables("embeddings", [*KEPT, "embedding"])):
+        table = _named(rows, recogniser, threshold)
         files.append(generation.write(f"names-{number:05d}.parquet", "names", table))
         known += table.num_rows - table["name"].null_count
         print(f"identify: {number + 1}/{len(faces.files('embeddings'))} files", flush=True)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from facerec import publish, schema, scores, storage, svm
+from facerec import documents, publish, schema, scores, storage, svm
 from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
 from facerec.scores import Floats
 
@@ -74,6 +74,13 @@ class Gallery:
         return 1 - scores.nearest_of_others(self.vectors, person) / 2
 
 
+REPORT: documents.Shape = {
+    "svm": {"sha256": str, "model_id": str},
+    "identification": {"trained": {"people": [str]}},
+}
+"""What a report must say of its SVM."""
+
+
 @dataclass(frozen=True)
 class FittedSvm:
     """The SVM that an evaluation saved beside its report."""
@@ -85,20 +92,26 @@ class FittedSvm:
 
     @classmethod
     def read(cls, report: str) -> FittedSvm:
-        """svm.skops beside a report; raises FacerecError where one is missing, or where they are of two evaluations."""
+        """svm.skops beside a report; raises FacerecError if one is missing, or if the report is about another SVM."""
         uri = storage.absolute(report)
         if not storage.exists(uri):
             raise ConfigError(f"{report} does not exist; run jobs/evaluate.py first (--report)")
         said = storage.read_json(uri)
-        if "trained" not in said.get("identification", {}):
+        if not isinstance(said.get("identification"), dict):
             raise ConfigError(
                 f"{report} is of an evaluation that fitted no SVM; name one of people, not of pairs (--report)"
             )
         beside = storage.join(uri.rsplit("/", 1)[0], "svm.skops")
         if not storage.exists(beside):
             raise DatasetError(f"{beside} is not there any more; run jobs/evaluate.py again (--report)")
-        data = storage.read_bytes(beside)
-        fitted = cls(svm.load_svm(data), said["embeddings"]["trained"], hashlib.sha256(data).hexdigest())
+        again = "run jobs/evaluate.py again (--report)"
+        documents.require(report, said, REPORT, again)
+        data, bound = storage.read_bytes(beside), said["svm"]
+        if (found := hashlib.sha256(data).hexdigest()) != bound["sha256"]:
+            raise MismatchError(
+                f"{beside} is not the SVM of {report}: its sha256 is {found[:12]} and not {bound['sha256'][:12]}; {again}"
+            )
+        fitted = cls(svm.load_svm(data), bound["model_id"], found)
         if fitted.people != set(said["identification"]["trained"]["people"]):
             raise MismatchError(
                 f"{beside} knows other people than {report} says; run jobs/evaluate.py again (--report)"

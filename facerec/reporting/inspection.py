@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from facerec import publish, storage
@@ -49,14 +48,9 @@ def inspect(config: InspectConfig) -> str:
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     if not faces.files("faces"):
         raise DatasetError(f"{faces.folder} holds no aligned faces; name the folder that jobs/align.py wrote")
-    try:
-        measures = _measures(faces)
-        contacts = pictures.contacts(faces, config.samples)
-        rejects = pictures.rejects(faces, config.samples)
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(
-            f"{faces.folder} is damaged or incomplete: {' '.join(str(error).split())}"
-        ) from None
+    measures = _measures(faces)
+    contacts = pictures.contacts(faces, config.samples)
+    rejects = pictures.rejects(faces, config.samples)
     counts = _counts(faces)
     quantiles = {name: _quantiles(values, DECIMALS[name]) for name, values in measures.items()}
     conflicts = faces.manifest.get("label_conflicts", [])
@@ -85,8 +79,7 @@ def inspect(config: InspectConfig) -> str:
 def _measures(faces: publish.Dataset) -> dict[str, NDArray[np.float64]]:
     """Size (the box's shorter side), confidence and blur of every face that has them; a measure nobody has is left out."""
     found: dict[str, list[NDArray[np.float64]]] = {SIZE: [], CONFIDENCE: [], BLUR: []}
-    for uri in faces.uris("faces"):
-        table = storage.read_table(uri, ["box", "confidence", "blur"])
+    for table in faces.tables("faces", ["box", "confidence", "blur"]):
         boxes = np.reshape(table["box"].combine_chunks().drop_null().flatten(), (-1, 4))
         found[SIZE].append(np.abs(boxes[:, 2:] - boxes[:, :2]).min(axis=1))
         found[CONFIDENCE].append(table["confidence"].drop_null().to_numpy())

@@ -13,13 +13,13 @@ import yaml
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from facerec import publish, storage
+from facerec import documents, publish, storage
 from facerec.errors import ConfigError, MismatchError
 from facerec.records import Shown
 from facerec.reporting import figures, people, pictures
 from facerec.telemetry import read_json_lines
 
-FORMAT = 4
+FORMAT = 5
 """Of report.json, as evaluation writes it."""
 MOST_CONTACTS = 24
 """With more, pictures of nothing but noise could take the page above 15 MB."""
@@ -105,6 +105,7 @@ def _read(config: ReportConfig) -> dict[str, Any]:
         raise ConfigError(
             f"{config.report} has format {report.get('format')!r}; this code shows {FORMAT}: run jobs/evaluate.py again (--report)"
         )
+    documents.require_report(config.report, report)
     return report
 
 
@@ -112,8 +113,8 @@ def _run(config: ReportConfig, report: dict[str, Any]) -> str:
     """The run that the report is about; raises MismatchError where the one that is named is another."""
     if config.run is None:
         return str(report["config"]["run"] or "run")
-    uri = storage.join(storage.absolute(config.run), "run.json")
-    if not storage.exists(uri) or storage.read_json(uri)["config"] != report["run"]["config"]:
+    run = documents.read_run(storage.absolute(config.run))
+    if run is None or run.get("config") != (report["run"] or {}).get("config"):
         raise MismatchError(
             f"{config.run} is not the run that {config.report} is about; name that one (--run)"
         )

@@ -122,11 +122,10 @@ def map_of(embeddings: publish.Dataset, faces: publish.Dataset | None, people: l
 def _drawn(embeddings: publish.Dataset, people: list[str]) -> pa.Table:
     """Rows of some of the people, seeded; of each as many faces as fit."""
     chosen = sorted(people, key=lambda name: seeding.derive("map", name))[:MAP_PEOPLE]
-    tables = []
-    for uri in embeddings.uris("embeddings"):
-        table = storage.read_table(uri, ["face_id", "identity", "embedding"])
-        tables.append(table.filter(pc.is_in(table["identity"], value_set=pa.array(chosen))))
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(
+        table.filter(pc.is_in(table["identity"], value_set=pa.array(chosen)))
+        for table in embeddings.tables("embeddings", ["face_id", "identity", "embedding"])
+    )
     turn, seen = [], dict.fromkeys(chosen, 0)
     for name in table["identity"].to_pylist():
         turn.append(seen[name])
@@ -171,10 +170,10 @@ def thumbnails(faces: publish.Dataset, face_ids: list[str], side: int) -> dict[s
     wanted = pa.array(sorted(set(face_ids)), pa.string())
     found: dict[str, Picture] = {}
     for uri in faces.uris("faces"):
-        ids = storage.read_table(uri, ["face_id"])["face_id"]
+        ids = storage.read_table(uri, ["face_id"], expected=faces.expected(uri))["face_id"]
         here = np.flatnonzero(pc.is_in(ids, value_set=wanted).to_numpy())
         if len(here):
-            rows = storage.read_rows(uri, here, ["face_id", "image"]).to_pylist()
+            rows = faces.rows(uri, here, ["face_id", "image"]).to_pylist()
             found |= {row["face_id"]: pictures.picture(row["image"]["bytes"], longest=side) for row in rows}
     return found
 

@@ -62,7 +62,7 @@ def _rows_at(dataset: publish.Dataset, kind: str, positions: NDArray[np.int64]) 
         if file["kind"] == kind:
             here = positions[(positions >= first) & (positions < first + file["rows"])] - first
             if len(here):
-                yield from storage.read_rows(storage.join(dataset.folder, file["path"]), here).to_pylist()
+                yield from dataset.rows(file["path"], here).to_pylist()
             first += file["rows"]
 
 

@@ -149,5 +149,5 @@ def _fault(plan: Plan) -> FacerecError | None:
     if not storage.exists(uri):
         return None
     fault = storage.read_json(uri)
-    kind: type[FacerecError] = getattr(errors, fault["kind"], FacerecError)
-    return kind(fault["said"])
+    kind: type[FacerecError] = getattr(errors, str(fault.get("kind")), FacerecError)
+    return kind(fault.get("said", f"{uri} is damaged; run the same command again"))

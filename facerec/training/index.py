@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from facerec import storage
 from facerec.errors import DatasetError
 from facerec.publish import Dataset
 
@@ -24,8 +23,7 @@ class FaceIndex:
     @classmethod
     def read(cls, dataset: Dataset) -> FaceIndex:
         """The index of a published faces/ folder."""
-        uris = dataset.uris("index")
-        return cls(pa.concat_tables(storage.read_table(uri, repetitive=["identity", "file"]) for uri in uris))
+        return cls(pa.concat_tables(dataset.tables("index", repetitive=["identity", "file"])))
 
     def __init__(self, table: pa.Table) -> None:
         """From rows of ``schema.INDEX``. Faces without an identity have no place in ``identities``."""

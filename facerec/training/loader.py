@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facerec import s3, seeding, storage
-from facerec.errors import DatasetError
+from facerec import seeding, storage
 from facerec.models.images import decode_jpeg, resize
 from facerec.publish import Dataset
 from facerec.training.augment import DRAWS, AugmentConfig, augment
@@ -70,20 +68,16 @@ class FaceStore:
         return images
 
     def _load(self, file: str, group: int) -> pa.Array:
-        uri = self._dataset.uri(file)
-        try:
-            with s3.refusals(uri):
-                table = self._opened(file, uri).read_row_group(group, columns=["image.bytes"])
-        except (OSError, pa.ArrowException) as error:
-            said = " ".join(str(error).split())
-            raise DatasetError(f"{uri}, row group {group}: {said}; run jobs/align.py again") from error
+        uri, expected = self._dataset.uri(file), self._dataset.expected(file)
+        with storage.trusting(f"{uri}, row group {group},", expected):
+            table = self._opened(file, uri, expected).read_row_group(group, columns=["image.bytes"])
         return pa.concat_arrays(table["image"].chunks).field("bytes")
 
-    def _opened(self, file: str, uri: str) -> Any:
+    def _opened(self, file: str, uri: str, expected: storage.Expected) -> Any:
         if file in self._files:
             self._files.move_to_end(file)
         else:
-            self._files[file] = pq.ParquetFile(storage.open_input(uri))
+            self._files[file] = storage.open_parquet(uri, expected)
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)[1].close(force=True)
         return self._files[file]

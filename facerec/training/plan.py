@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import facerec
-from facerec import publish, storage
+from facerec import documents, publish, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
 from facerec.lock import Fence
 from facerec.models.embedder import build
@@ -181,7 +181,7 @@ def _pinned_dataset(config: TrainConfig) -> Dataset:
     if record is None:
         return dataset
     pinned = record["faces"]
-    if dataset.generation != pinned["generation"]:
+    if dataset.digest != pinned["digest"]:
         try:
             dataset = publish.open_dataset(config.faces, "jobs/align.py", pinned["generation"])
         except DatasetError:
@@ -199,8 +199,7 @@ def _pinned_dataset(config: TrainConfig) -> Dataset:
 
 def _recorded(config: TrainConfig) -> dict[str, Any] | None:
     """run.json, where the run has begun before."""
-    uri = storage.join(config.run, "run.json")
-    return storage.read_json(uri) if storage.exists(uri) else None
+    return documents.read_run(config.run)
 
 
 def _precision(config: TrainConfig, network: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,11 @@ def test_strangers_without_names_are_taken_to_be_of_nobody_enrolled(
 def write_report(folder: Path, names: list[str], vectors: Any, model: str = "m") -> str:
     """What evaluation leaves of an SVM fitted on these."""
     svm = SVC().fit(vectors, names)
-    storage.write_bytes(f"{folder}/svm.skops", save_svm(svm))
+    data = save_svm(svm)
+    storage.write_bytes(f"{folder}/svm.skops", data)
+    bound = {"sha256": hashlib.sha256(data).hexdigest(), "model_id": model}
     said = {"trained": {"people": sorted(set(names))}}
-    storage.write_json(f"{folder}/report.json", {"embeddings": {"trained": model}, "identification": said})
+    storage.write_json(f"{folder}/report.json", {"svm": bound, "identification": said})
     return f"{folder}/report.json"
 
 
@@ -168,11 +171,22 @@ def test_an_svm_of_another_model_or_of_another_report_is_refused(
     config = by_svm(tmp_path, enrolled, model="another")
     with pytest.raises(MismatchError, match=r"vectors of model another .* by m; .*--report"):
         identify(config)
-    storage.write_json(
-        str(config.report), {"embeddings": {"trained": "m"}, "identification": {"trained": {"people": ["x"]}}}
-    )
+    said = storage.read_json(str(config.report))
+    people = {"identification": {"trained": {"people": ["x"]}}}
+    storage.write_json(str(config.report), said | people | {"svm": said["svm"] | {"model_id": "m"}})
     with pytest.raises(MismatchError, match="knows other people"):
         identify(config)
+    by_svm(
+        tmp_path, enrolled
+    )  # a kill before its report was written leaves an SVM on vectors of m, of the same people
+    storage.write_json(str(config.report), said)
+    storage.write_bytes(f"{tmp_path}/svm.skops", storage.read_bytes(f"{tmp_path}/svm.skops") + b"\0")
+    with pytest.raises(MismatchError, match=r"svm.skops is not the SVM of .*sha256 is .* and not .*--report"):
+        identify(config)
+    for damage in ({}, {"svm": {"sha256": 1}}, {"svm": None}, {"identification": {"trained": []}}):
+        storage.write_json(str(config.report), {"identification": {}} | damage)
+        with pytest.raises(DatasetError, match=r"report\.json is damaged: .*run jobs/evaluate\.py again"):
+            identify(config)
     (tmp_path / "svm.skops").unlink()
     with pytest.raises(DatasetError, match="not there any more"):
         identify(config)

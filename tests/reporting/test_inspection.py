@@ -174,7 +174,7 @@ def test_a_page_of_nothing_but_noise_stays_below_15_megabytes(tmp_path: Path) ->
         (["{tmp}/none"], ["no such folder", "jobs/align.py"]),
         (["{tmp}"], ["no manifest.json"]),
         (["{vectors}"], ["holds no aligned faces"]),
-        (["{damaged}"], ["damaged or incomplete", "faces-0.parquet"]),
+        (["{damaged}"], ["faces-0.parquet is not there", "jobs/align.py again"]),
         (["{faces}", "--samples", "-1"], ["samples is -1", "--samples"]),
         (["{faces}", "--samples", "51"], ["samples is 51", "0 to 50"]),
         (["{faces}", "--samples", "many"], ["samples", "many"]),

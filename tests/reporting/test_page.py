@@ -121,9 +121,10 @@ def numbers(vectors: Any, names: Any, face_ids: list[str]) -> dict[str, Any]:
         "run": {
             "config": {"model": HOSTILE},
             "split": {"train": ["x"]},
-            "faces": {"digest": "d", "generation": 1},
+            "faces": {"digest": "d", "generation": 1, "folder": "faces"},
         },
         "embeddings": {"trained": "model-a", "untrained": "model-b"},
+        "svm": {"sha256": "0", "model_id": "model-a"},
         "versions": {"facerec": "0"},
     }
 
@@ -315,7 +316,8 @@ def test_numbers_of_pairs_alone_make_a_page_of_their_own(config: page.ReportConf
     kept = ("format", "config", "embeddings", "verification", "leakage", "chosen_on", "versions")
     counts = {"listed": 3000, "scored": 2900, "excluded_for_leakage": 100, "photographs": 9}
     pairs = counts | {"photographs_without_face": 7, "rule": "they count"}
-    alone = {name: report[name] for name in kept} | {"pairs": pairs, "run": None, "alignment": None}
+    alone = {name: report[name] for name in kept} | {"pairs": pairs}
+    alone |= dict.fromkeys(("run", "alignment", "label_conflicts"))
     storage.write_json(f"{tmp_path}/report.json", alone)
     changed = replace(config, report=f"{tmp_path}/report.json", out=f"{tmp_path}/report.html")
     text = Path(page.write_report(changed)).read_text()
@@ -335,7 +337,8 @@ def test_embeddings_of_another_model_than_the_reports_are_refused(
 def test_the_run_is_the_reports_own(config: page.ReportConfig, html: str, tmp_path: Path) -> None:
     by_itself = page.write_report(replace(config, run=None, out=f"{tmp_path}/report.html"))
     assert Path(by_itself).read_text().count("chart-loss") == html.count("chart-loss") > 0
-    storage.write_json(f"{tmp_path}/other/run.json", {"config": {"seed": 1}})
+    run = storage.read_json(f"{config.run}/run.json")
+    storage.write_json(f"{tmp_path}/other/run.json", run | {"config": {"seed": 1}})
     with pytest.raises(MismatchError, match=r"other is not the run .*--run"):
         page.write_report(replace(config, run=f"{tmp_path}/other"))
 

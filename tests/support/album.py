@@ -161,8 +161,13 @@ def write_numbers(root: Path, vectors: publish.Dataset, counts: dict[str, Any]) 
     pairs = all_pairs(rows, names, 0)
     shown = {"hardest": hardest(pairs, table["face_id"].to_pylist(), names.tolist()), "seconds": 1.0}
     leak = [{"scored": name, "seen": name.upper()} for name in sorted(set(names.tolist()))]
+    seen = ("faces_seen", "near_duplicate_bits", "people", "people_by_name", "people_by_photograph")
+    counted = dict.fromkeys([*seen, "people_seen", "photographs", "photographs_by_chance"], 0)
+    leakage = {"checked": True, "action": "report", "by_name": leak, "by_photograph": [], **counted}
+    data = save_svm(model)
     report = {
-        "format": 4,
+        "format": 5,
+        "svm": {"sha256": hashlib.sha256(data).hexdigest(), "model_id": MODEL_ID},
         "config": {"embeddings": vectors.folder, "run": f"{root}/run"},
         "run": storage.read_json(f"{root}/run/run.json"),
         "embeddings": {"trained": MODEL_ID, "untrained": "f" * 16},
@@ -175,11 +180,11 @@ def write_numbers(root: Path, vectors: publish.Dataset, counts: dict[str, Any]) 
         "clustering": {"trained": {"refused": "no", "seconds": 0.0}},
         "unseen_people": sorted(set(names.tolist())),
         "left_out_people": [],
-        "leakage": {"checked": True, "action": "report", "people": 0, "by_name": leak, "by_photograph": []},
+        "leakage": leakage,
         "chosen_on": {"svm": "halves"},
     }
     storage.write_json(f"{root}/report.json", report | {"shows": records.in_report(report).to_json()})
-    storage.write_bytes(f"{root}/svm.skops", save_svm(model))
+    storage.write_bytes(f"{root}/svm.skops", data)
 
 
 def write_pages(root: Path) -> None:
