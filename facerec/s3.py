@@ -29,8 +29,8 @@ CONNECTIONS = 32
 
 OF_ONE_OBJECT = ("403", "404", "accessdenied", "invalidobjectstate", "nosuchkey")
 """Codes that may concern one object alone. An answer to HEAD has no text, and so no code but its number."""
-_UNNAMED = ("[code", "UNKNOWN", "response stream")
-"""What Arrow says where it has no name for a code, or where the object is smaller than the refusal."""
+_UNNAMED = ("[code", "ACCESS_DENIED", "UNKNOWN", "response stream")
+"""What Arrow says of a code that it cannot name, of any refusal without a text, or where the object is smaller than it."""
 _UNREACHABLE = "nothing answers at the endpoint; correct AWS_ENDPOINT_URL or mend the network"
 _ELSEWHERE = "the bucket lies in another region; set AWS_REGION to its own"
 _MISNAMED = "correct the bucket's name"
