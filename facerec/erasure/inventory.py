@@ -22,7 +22,7 @@ JOURNAL = re.compile(r"/\.erasing-[0-9a-f]{12}\.json$")
 TABLE = re.compile(r"(parts/[^/]+|generations/.+)\.parquet")
 """Tables of a claimed folder by their path in it."""
 OWN = re.compile(
-    r"\.lock|claim\.json|metrics\.jsonl|results\.parquet|generations/.+/manifest\.json|checkpoints/[^/]+/state\.(pt|json)"
+    r"\.lock|claim\.json|metrics\.jsonl|results\.parquet|generations/.+/manifest\.json|checkpoints/[^/]+/state(-\w+\.pt|\.pt|\.json)"
     r"|tensorboard/[^/]*tfevents[^/]*|cells/[^/]+/(result\.json|attempts\.json|log\.txt)"
 )
 """Files of a claimed folder by their path in it that show nobody, or that ``datasets`` looks after."""

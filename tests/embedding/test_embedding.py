@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,23 @@ def test_every_face_is_embedded_once_by_the_network_itself_and_a_rerun_makes_wha
     assert part.stat().st_mtime_ns == written
     part.unlink()
     (tmp_path / "out" / "manifest.json").unlink()
+    again = embed_faces(config(tmp_path))
+    assert again.read("embeddings").equals(table)
+
+    os.truncate(again.uris("embeddings")[0], 100)
+    with pytest.raises(DatasetError, match=r"has 100 bytes, not \d+; remove it and run jobs/embed\.py again"):
+        again.read("embeddings", ["face_id"])
+    mended = embed_faces(config(tmp_path))
+    assert (mended.generation, mended.digest) == (again.generation + 1, again.digest)
+    assert embed_faces(config(tmp_path)).generation == mended.generation
+    (part,) = (tmp_path / "out" / "parts").iterdir()
+    os.truncate(part, 100)
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(
+        DatasetError, match=r"part-\w+\.parquet is damaged: .*remove it, and the same command"
+    ):
+        embed_faces(config(tmp_path))
+    part.unlink()
     assert embed_faces(config(tmp_path)).read("embeddings").equals(table)
 
 

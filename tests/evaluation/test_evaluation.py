@@ -14,13 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from facerec import schema, storage
-from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
+from facerec import lock, schema, storage
+from facerec.errors import BusyError, ConfigError, DatasetError, MismatchError, SourceError
 from facerec.evaluation import identification
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.pipeline import evaluate
+from facerec.lock import Fence
 from facerec.models.embedder import ModelConfig, build
 from facerec.models.format import save_model
+from facerec.naming.recognisers import FittedSvm
 from facerec.svm import load_svm
 from jobs.evaluate import plan
 from tests.support.faces import write_faces
@@ -183,6 +185,32 @@ def test_everybody_in_embeddings_is_scored_without_a_run(setting: Setting) -> No
     }
     assert report["clustering"]["trained"]["people"] == PEOPLE - 2
     assert list(report["identification"]) == ["trained"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_an_svm_is_used_with_its_own_report_alone(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the SVM of another network's vectors was written, and before its report was."""
+    config = replace(setting.config, run=None, faces=None, control=None, people="all")
+    report = evaluate(config)
+    assert report["svm"]["model_id"] == setting.cards["model"]
+    FittedSvm.read(config.out)
+    _, person = np.unique([uri.split("/")[-2] for uri in setting.rows.uris], return_inverse=True)
+    vectors, other = np.roll(np.eye(128), 9, axis=1)[person], setting.cards["untrained"]
+    write_embeddings(setting.folder / "trained", setting.rows, vectors, other, setting.digest)
+    with lock.exclusive(str(setting.folder), "--out"), pytest.raises(BusyError, match="--out"):
+        evaluate(config)
+    with monkeypatch.context() as killed:
+        killed.setattr(Fence, "write_json", _kill)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(config)
+    with pytest.raises(MismatchError, match=r"svm\.skops is not the SVM of .*run jobs/evaluate\.py again"):
+        FittedSvm.read(config.out)
+    evaluate(config)
+    assert FittedSvm.read(config.out).model_id == other
+
+
+def _kill(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 PAIRS = [

@@ -86,6 +86,14 @@ def test_people_are_named_by_other_photographs_of_them_and_strangers_are_unknown
     written = [os.stat(uri).st_mtime_ns for uri in names.uris("names")]
     assert identify(enrolled).manifest == names.manifest
     assert [os.stat(uri).st_mtime_ns for uri in names.uris("names")] == written
+    os.truncate(names.uris("names")[1], 100)
+    with pytest.raises(
+        DatasetError, match=r"has 100 bytes, not \d+; remove it and run jobs/identify\.py again"
+    ):
+        names.read("names", ["name"])
+    mended = identify(enrolled)
+    assert (mended.generation, mended.digest) == (2, names.digest)
+    assert mended.read("names").equals(table)
 
 
 def test_strangers_raise_as_many_alarms_as_stated_where_the_gallery_has_many_people(
