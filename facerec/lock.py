@@ -208,7 +208,7 @@ def _read(folder: str) -> _Found | None:
     """What ``.lock`` says now; None if the folder is nobody's."""
     if storage.is_s3(folder):
         with s3.refusals(folder):
-            return _read_lease(_lease_at(folder))
+            return _read_lease(_lease_at(folder), s3.client())
     try:
         with open(storage.join(folder, ".lock"), "rb") as file:
             data = file.read()
@@ -217,11 +217,11 @@ def _read(folder: str) -> _Found | None:
     return _Found("", _parsed(data)) if data else None
 
 
-def _read_lease(at: dict[str, str]) -> _Found | None:
+def _read_lease(at: dict[str, str], client: Any) -> _Found | None:
     try:
-        answer = _client().get_object(**at)
+        answer = client.get_object(**at)
         return _Found(answer["ETag"], _parsed(answer["Body"].read()))
-    except _client().exceptions.NoSuchKey:
+    except client.exceptions.NoSuchKey:
         return None
 
 
@@ -339,7 +339,7 @@ class _Lease:
         return False
 
     def _read(self) -> _Found | None:
-        return _read_lease(self._at)
+        return _read_lease(self._at, _client())
 
 
 def _now() -> float:

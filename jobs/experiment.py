@@ -18,6 +18,7 @@ from facerec import lock, nodes, publish, storage
 from facerec.cli import main
 from facerec.errors import ConfigError
 from facerec.grid import cell_id, cells, with_settings
+from facerec.lock import Fence
 from facerec.reporting.experiment import write_page
 from facerec.session import ray_session
 from facerec.training.config import TrainConfig
@@ -87,7 +88,7 @@ def run(config: ExperimentConfig) -> None:
         while left:
             (done,), _ = ray.wait(list(left), num_returns=1)
             number = left.pop(done)
-            results[number] = _result(done, _folder(out, grid[number]))
+            results[number] = _result(done, fence, _folder(out, grid[number]))
             _say(grid[number], results[number], len(left))
     rows = [cell | result for cell, result in zip(grid, results, strict=True)]
     storage.write_table(storage.join(out, "results.parquet"), _table(rows))
@@ -106,7 +107,7 @@ def _finished(folder: str) -> Any:
     return storage.read_json(uri) if storage.exists(uri) else None
 
 
-def _result(done: Any, folder: str) -> dict[str, Any]:
+def _result(done: Any, fence: Fence, folder: str) -> dict[str, Any]:
     """What a trial came to. One that was broken off, or never began to train, is a row with its reason and not kept: the
     same command tries again, perhaps after its fault was mended.
     """
@@ -116,7 +117,7 @@ def _result(done: Any, folder: str) -> dict[str, Any]:
         said = str(error).strip().splitlines()[-1][:300]
         return {"error": f"{said}; the same command tries again"}
     if "error" not in result or has_begun(folder):
-        storage.write_json(storage.join(folder, "result.json"), result)
+        fence.write_json(storage.join(folder, "result.json"), result)
     return result
 
 

@@ -17,12 +17,20 @@ import safetensors
 import safetensors.torch
 
 import facerec
-from facerec import schema, storage
+from facerec import documents, schema, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError
 from facerec.models.embedder import Embedder, ModelConfig, build
 
 Write = Callable[[str, bytes], storage.Written]
 """Writes a file, whole or not at all."""
+CARD: documents.Shape = {
+    "model": dict,
+    "preprocessing": dict,
+    "model_id": str,
+    "about": dict,
+    "weights_sha256": str,
+}
+"""What config.json must say."""
 VERSION = 1
 """Raised when a reader of the old files could misread the new ones."""
 
@@ -123,6 +131,7 @@ def read_card(folder: str) -> Card:
         ) from None
     if raw.get("format") != VERSION:
         raise DatasetError(f"{uri} has format {raw.get('format')!r}; this code reads {VERSION}")
+    documents.require(uri, raw, CARD, "copy the model again, or train it again")
     try:
         return Card(
             config=ModelConfig(**raw["model"]),

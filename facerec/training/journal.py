@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from typing import Any
@@ -33,7 +34,7 @@ class Journal:
 
     def _open(self, start: int) -> None:
         self._plan.require_held()
-        self._lines = JsonLines(self._plan.uri("metrics.jsonl"), keep=lambda line: line["step"] <= start)
+        self._lines = JsonLines(self._plan.uri("metrics.jsonl"), keep=lambda line: _step(line) <= start)
         if not storage.is_s3(self._plan.uri()):
             self._curves = TensorBoard(self._plan.uri("tensorboard"), start)
         if self._plan.config.workers != (0, 0):
@@ -83,6 +84,12 @@ class Journal:
         (before, then), now = self._last, time.monotonic()
         self._last = (done, now)
         return max(done - before, 1), max(now - then, 1e-9)
+
+
+def _step(line: dict[str, Any]) -> float:
+    """Of a line of metrics; of a damaged one it is never reached."""
+    step = line.get("step")
+    return step if isinstance(step, int) else math.inf
 
 
 def memory_mb() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -85,6 +86,19 @@ def test_a_missing_or_damaged_model_is_one_line(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(DatasetError, match=r"no model\.safetensors"):
         load_model(str(tmp_path))
+
+
+def test_a_damaged_card_is_one_line(tmp_path: Path) -> None:
+    save_model(str(tmp_path), build(SMALL, 0), SMALL, CONTRACT, {})
+    said = json.loads((tmp_path / "config.json").read_text())
+    for key, value, why in (
+        ("preprocessing", "RGB", "preprocessing is 'RGB', not an object"),
+        ("model_id", None, "model_id is None, not a text"),
+        ("model", [], r"model is \[\], not an object"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(said | {key: value}))
+        with pytest.raises(DatasetError, match=rf"config\.json is damaged: {why}; copy the model again"):
+            load_model(str(tmp_path))
 
 
 def test_weights_of_another_network_are_a_mismatch(tmp_path: Path) -> None:
