@@ -315,10 +315,14 @@ def json_bytes(value: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def trusting(what: str, expected: Expected) -> Iterator[None]:
-    """What is wrong with a file that is read within is a DatasetError; what the disk or S3 refuses, a StorageError."""
+def trusting(uri: str, expected: Expected, part: str = "") -> Iterator[None]:
+    """Raise DatasetError if the file that is read within is damaged, StorageError if the disk or S3 refuses it.
+
+    ``part`` names what is read of the file, for the message.
+    """
+    what = f"{uri}, {part}," if part else uri
     try:
-        with s3.refusals(what):
+        with s3.refusals(uri):
             yield
     except pa.ArrowMemoryError:
         raise

@@ -69,7 +69,7 @@ class FaceStore:
 
     def _load(self, file: str, group: int) -> pa.Array:
         uri, expected = self._dataset.uri(file), self._dataset.expected(file)
-        with storage.trusting(f"{uri}, row group {group},", expected):
+        with storage.trusting(uri, expected, f"row group {group}"):
             table = self._opened(file, uri, expected).read_row_group(group, columns=["image.bytes"])
         return pa.concat_arrays(table["image"].chunks).field("bytes")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from facerec import storage
+from facerec import s3, storage
 from facerec.errors import DatasetError, StorageError
 from facerec.publish import Dataset
 from facerec.training import loader
@@ -73,10 +73,13 @@ def test_s3_that_refuses_is_no_damaged_face(tmp_path: Path, monkeypatch: pytest.
     def refused(uri: str) -> None:
         raise OSError(f"When reading {uri}: AWS Error ACCESS_DENIED during GetObject operation: no")
 
-    loader = loader_of(write_faces(tmp_path, 10, 5, side=64))
+    faces, asked = write_faces(tmp_path, 10, 5, side=64), list[str]()
+    loader = loader_of(faces)
     monkeypatch.setattr(storage, "open_input", refused)
+    monkeypatch.setattr(s3, "begin", asked.append)
     with pytest.raises(StorageError, match="ACCESS_DENIED"):
         next(loader.ahead(range(2), range(4)))
+    assert set(asked) == set(faces.uris("faces"))  # the object's address, to which no row group is added
 
 
 def test_shards_beyond_those_held_open_are_opened_again(
