@@ -77,8 +77,9 @@ def _said(fault: OSError | MemoryError) -> str:
     attempts = f"{len(PAUSES) + 1} attempts"
     number = getattr(fault, "errno", None)
     if isinstance(fault, MemoryError) or number == errno.ENOMEM:
-        return f"no memory is left ({attempts}); free some, or use fewer workers (--actors)"
-    said = os.strerror(number) if number else " ".join(str(fault).split())[:200]
+        why = getattr(fault, "strerror", None) or "no memory is left"
+        return f"{why} ({attempts}); free some memory, or use fewer workers (--actors)"
+    said = getattr(fault, "strerror", None) or " ".join(str(fault).split())[:200]
     if number in OUT_OF_FILES:
         return f"{said} ({attempts}); raise the limit of open files (ulimit -n)"
     return f"{said} ({attempts}); check the disk, mount or network, or move the file out of the source"
@@ -106,6 +107,13 @@ def _read_first(uri: str) -> None:
     with of_one_photograph(uri):
         if storage.is_s3(uri):
             s3.begin(uri)
-        elif stat.S_ISREG(os.stat(uri).st_mode):
+        elif stat.S_ISREG(_mode(uri)):
             with storage.open_input(uri) as file:
                 file.read(1)
+
+
+def _mode(uri: str) -> int:
+    try:
+        return os.stat(uri).st_mode
+    except ValueError as error:  # a name that no file can have
+        raise Unavailable(str(error)) from None

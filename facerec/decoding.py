@@ -164,9 +164,11 @@ class _Decoder:
 def _start() -> subprocess.Popen[bytes]:
     alone = {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-P", pixels.__file__]  # -P: its folder holds modules of ours, not of Python's
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | alone, bufsize=-1
-    )
+    pipe = subprocess.PIPE
+    try:
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=os.environ | alone, bufsize=-1)
+    except OSError as error:  # says nothing about the photograph, whatever its number
+        raise OSError(errno.EIO, f"the decoder cannot be started: {error.strerror}") from None
 
 
 def _send(child: subprocess.Popen[bytes], *data: bytes) -> None:

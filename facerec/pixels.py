@@ -42,7 +42,7 @@ LARGE_COST = 64_000_000
 FRAMES = 18
 """Bytes a pixel of WebP and AVIF at the most: planes of 16 bits, or two frames of a film and alpha, and copies."""
 MAX_SLOW_PIXELS = 4_000_000
-"""Of RLE in BMP, and of PNM as text or of 16 bits: Pillow decodes them in Python, at some 2 megapixels a second."""
+"""Pixel limit for BMP with RLE and for PNM as text or with 16 bits: Pillow decodes them in Python, at 2 megapixels/s."""
 MAX_SCANNED = 5_000_000_000
 """Scans of a JPEG times its pixels: 10 bytes can make the decoder pass over all pixels once more, at up to 0.7 ns each.
 A photograph has about 10 scans."""

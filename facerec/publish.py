@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +56,8 @@ MANIFEST: documents.Shape = {
     "core_seconds?": (int, float),
 }
 """What a manifest must be; jobs may say more in it."""
+OF_A_GENERATION = re.compile(r"generations/\d{4,}-[0-9a-f]+/")
+"""How the paths of a generation's files begin."""
 CORE_SECONDS = b"core_seconds"
 """Key of a part's schema metadata."""
 BARRED = {"schema_version": schema.VERSION, "generation": 0, "files": [], "history": []}
@@ -93,8 +96,8 @@ def _bar(fence: Fence) -> None:
 def claim(fence: Fence, settings: dict[str, Any], flag: str) -> None:
     """Make the folder ours, or confirm that it is: ``claim.json`` keeps the settings that decide its content.
 
-    Raises MismatchError if it was begun with other settings, or if it holds foreign files; what a kill left of a write is
-    none.
+    Raises MismatchError if it was begun with other settings, or if it holds foreign files. Temporary files of a killed
+    write do not count as foreign.
     """
     if not claimed(fence.folder, settings, flag):
         fence.write_json(
@@ -134,7 +137,7 @@ def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:
 
 
 class Manifest(dict[str, Any]):
-    """What manifest.json says; a statement that is not there is a DatasetError, as it is another job's folder or damaged."""
+    """What manifest.json says. A missing key raises DatasetError: the folder belongs to another job, or it is damaged."""
 
     def __init__(self, uri: str, said: dict[str, Any]) -> None:
         super().__init__(said)
@@ -238,8 +241,8 @@ def open_dataset(folder: str, made_by: str, generation: int | None = None) -> Da
     manifest = _said(folder, made_by or "its job")
     if manifest.get("schema_version", schema.VERSION) != schema.VERSION:
         raise DatasetError(
-            f"{_manifest_uri(folder)} has schema version {manifest.get('schema_version')}, and this version of facerec reads {schema.VERSION}; "
-            f"run {made_by} into a new folder"
+            f"{_manifest_uri(folder)} has schema version {manifest.get('schema_version')}, and this version of facerec "
+            f"reads {schema.VERSION}; run {made_by} into a new folder"
         )
     if not manifest.get("generation"):
         found = "no manifest.json there" if storage.exists(folder) else "no such folder"
@@ -303,13 +306,20 @@ def _read_manifest(uri: str, job: str = "its job") -> dict[str, Any]:
         raise DatasetError(f"{error}; {_mend(job)}") from None
     if said.get("schema_version") != schema.VERSION:
         return said
-    documents.require(uri, said, MANIFEST, _mend(job))
-    for entry in said["files"]:
-        if entry["path"].startswith("/") or ".." in entry["path"].split("/"):
-            raise DatasetError(f"{uri} is damaged: it names a file elsewhere, {entry['path']}")
+    if found := fault(said):
+        raise DatasetError(f"{uri} is damaged: {found}; {_mend(job)}")
     return Manifest(
         uri, {key: Manifest(uri, each) if isinstance(each, dict) else each for key, each in said.items()}
     )
+
+
+def fault(said: Any, shape: documents.Shape = MANIFEST) -> str:
+    """What is wrong with a manifest; empty if nothing is."""
+    if found := documents.fault(said, shape):
+        return found
+    paths = [entry["path"] for entry in [*said["files"], *said.get("history", [])]]
+    outside = [path for path in paths if path.startswith("/") or ".." in path.split("/")]
+    return f"it names a file elsewhere, {outside[0]}" if outside else ""
 
 
 def _mend(job: str) -> str:
@@ -402,13 +412,15 @@ def amend(fence: Fence, changes: dict[str, Any]) -> None:
 
 
 def sweep(fence: Fence) -> None:
-    """Remove the files of generations that no manifest names, but for those of the run itself.
+    """Remove the files of generations that no manifest names, except for the files of this run.
 
-    A run that was taken over may still be writing some of them: it cannot publish them any more (see ``_bar``).
+    A run that was taken over may still be writing some of them: it cannot publish them any more (see ``_bar``). Folders
+    that are not called as a generation is are not ours, and stay.
     """
     named = _named(fence.folder)
     for uri in storage.list_tree(storage.join(fence.folder, "generations")):
-        if uri not in named and not _is_of(uri, fence):
+        path = uri.removeprefix(f"{fence.folder}/")
+        if OF_A_GENERATION.match(path) and uri not in named and not _is_of(uri, fence):
             fence.remove(uri)
 
 

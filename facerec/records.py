@@ -1,4 +1,4 @@
-"""Whom an artifact shows, and how that is recorded: erasure decides by these records, never by searching for names.
+"""Whom an artifact shows, and how that is recorded. Erasure uses these records. It does not search for names.
 
 - Published folders (faces, embeddings, names): their columns are the record.
 - HTML pages: a JSON element with the id ``facerec-shows`` in the head.

@@ -25,17 +25,22 @@ ATTEMPTS = 10
 """Times that S3 is asked, over about a minute, before a request has failed."""
 CONNECT_SECONDS, READ_SECONDS = 5, 30
 CONNECTIONS = 32
-"""Requests at the same time, by as many threads."""
+"""Maximum number of concurrent requests."""
 
 OF_ONE_OBJECT = ("403", "404", "accessdenied", "invalidobjectstate", "nosuchkey")
 """Codes that may concern one object alone. An answer to HEAD has no text, and so no code but its number."""
 _UNNAMED = ("[code", "ACCESS_DENIED", "UNKNOWN", "response stream")
-"""What Arrow says of a code that it cannot name, of any refusal without a text, or where the object is smaller than it."""
+"""Words in Arrow's messages where it lost the code of a refusal."""
 _UNREACHABLE = "nothing answers at the endpoint; correct AWS_ENDPOINT_URL or mend the network"
 _ELSEWHERE = "the bucket lies in another region; set AWS_REGION to its own"
 _MISNAMED = "correct the bucket's name"
+_FORBIDDEN = (
+    "the credentials need s3:ListBucket on the bucket, and s3:GetObject, s3:PutObject and s3:DeleteObject below it "
+    "(the last two for outputs)"
+)
 REMEDIES = {
-    "accessdenied": "the credentials need s3:ListBucket on the bucket, s3:GetObject and, for outputs, s3:PutObject and s3:DeleteObject below it",
+    "403": _FORBIDDEN,  # of a HEAD request, whose answer has no text
+    "accessdenied": _FORBIDDEN,
     "authorizationheadermalformed": _ELSEWHERE,
     "connecttimeout": _UNREACHABLE,
     "endpointconnection": _UNREACHABLE,
@@ -134,7 +139,7 @@ def delete_written(uri: str, written: str) -> None:
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """The two parts of an s3:// address. Raises ConfigError, which does not repeat it, where it holds credentials."""
+    """The two parts of an s3:// address. Raises ConfigError, which does not repeat it, if it holds credentials."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if "@" in bucket or ":" in bucket:
         raise ConfigError(
@@ -185,14 +190,13 @@ def _refused(uri: str, code: str, said: str) -> StorageError:
 
 def etag(uri: str) -> str | None:
     """The ETag of an object, which changes with its content; None if it is not there or its access is denied."""
-    bucket, key = bucket_and_key(uri)
     try:
-        with refusals(uri):
-            return etag_of(client().head_object(Bucket=bucket, Key=key))
+        found = _head(uri)
     except StorageError as error:
         if error.code in OF_ONE_OBJECT:
             return None
         raise
+    return etag_of(found) if found else None
 
 
 def begin(uri: str) -> None:

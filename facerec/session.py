@@ -144,7 +144,7 @@ def private_folder() -> str:
     found = folder.lstat()
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
         return str(folder)
-    return tempfile.mkdtemp(prefix=f"{folder.name}-")  # somebody else has taken the name
+    return tempfile.mkdtemp(prefix=f"{folder.name}-")  # taken by somebody else, or open to others
 
 
 @contextlib.contextmanager

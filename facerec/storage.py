@@ -33,6 +33,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 """A disk that is full, or not ours to write."""
 UNSYNCED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 """A file system, often of a network, that has no fsync for folders."""
+S3 = r"^s3://[^/]"
+"""An address in S3: it names a bucket."""
 FOREIGN = r"^(?:[A-Za-z][A-Za-z0-9+.-]*:/|[A-Za-z]:\\|\\\\)"
 """What is not a path: a scheme (gs://, file:/), a Windows drive or a Windows share; s3:// has to be excepted."""
 TAIL = 2**16
@@ -61,8 +63,8 @@ class Expected:
 
 
 def is_s3(uri: str) -> bool:
-    """Whether the URI lives in S3 (or something that speaks its protocol)."""
-    return uri.startswith("s3://")
+    """Whether the URI lives in S3 (or something that speaks its protocol); without a bucket it does not."""
+    return re.match(S3, uri) is not None
 
 
 def absolute(uri: str) -> str:
@@ -167,10 +169,10 @@ def version(uri: str) -> str | None:
 
 
 def replace(uri: str, data: bytes | pa.Buffer, before: str | None) -> str | None:
-    """Write whole or not at all if the file is still of the version ``before``; None: if there is no file.
+    """Write whole or not at all if the file still has the version ``before``, where None stands for no file.
 
-    Gives what ``remove_written`` takes, or None if the file is of another version and stays as it is. On S3 this is one atomic step; on
-    disk the folder's lock keeps others away between the comparison and the rename.
+    Gives what ``remove_written`` takes, or None if the file has another version and stays as it is. On S3 this is one
+    atomic step. On disk the folder's lock keeps others away between the comparison and the rename.
     """
     if is_s3(uri):
         return s3.put_if(uri, data, before)
@@ -232,10 +234,7 @@ def exists(uri: str) -> bool:
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """URIs of the files directly below a folder, sorted; empty where the folder is missing."""
-    with _resolve(uri) as (filesystem, path):
-        selector = pa.fs.FileSelector(path, allow_not_found=True)
-        names = [info.base_name for info in filesystem.get_file_info(selector) if info.is_file]
-    return [join(uri, name) for name in sorted(names) if name.endswith(suffix)]
+    return sorted(each for each in sizes(uri) if each.endswith(suffix))
 
 
 def sizes(uri: str) -> dict[str, int]:

@@ -46,6 +46,8 @@ ADDRESSES = (
     "S3://bucket/x",
     "s3a://bucket/x",
     "file:///x",
+    "s3://",
+    "s3:///x",
     "abfs://x",
     "hf://x",
     r"C:\x",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec import decoding, pixels
+from facerec import access, decoding, pixels
 from facerec.pixels import Rejected, count_scans
 from facerec.reporting import pictures
 from tests.bench.attacks.decoder import encoded, jpeg_scans, tiff_strips
@@ -172,6 +172,18 @@ def test_a_decoder_that_is_killed_from_outside_says_nothing_about_the_photograph
     with pytest.raises(OSError, match=r"ended twice \(signal 15\).*memory") as caught:
         decoding.decode(SOUND)
     assert caught.value.errno == errno.ENOMEM
+    assert decodes()
+
+
+def test_a_decoder_that_cannot_be_started_says_nothing_about_the_photograph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoding._decoder(os.getpid())._end()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(OSError, match="the decoder cannot be started: No such file") as caught:
+        decoding.decode(SOUND)
+    assert caught.value.errno not in access.OF_ONE_FILE
+    monkeypatch.undo()
     assert decodes()
 
 

@@ -161,6 +161,12 @@ def test_a_refusal_of_boto3_or_arrow_is_one_line(server: Faults) -> None:
         storage.read_bytes("s3://faces/x")
 
 
+def test_a_refused_head_request_names_the_rights_that_are_needed(server: Faults) -> None:
+    server.denied = ("secret",)
+    with pytest.raises(StorageError, match=r"s3://faces/secret: 403 from S3 .*s3:GetObject"):
+        storage.version("s3://faces/secret")
+
+
 def _denied(_: dict[str, Any], respond: Respond) -> list[bytes]:
     respond("403 Forbidden", [("Content-Type", "application/xml")])
     return [b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"]

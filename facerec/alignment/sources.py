@@ -203,7 +203,7 @@ def _resolved(manifest: str, uris: pa.ChunkedArray) -> pa.ChunkedArray:
 
     Raises SourceError for an address that cannot be a photograph's, by the number of its row.
     """
-    is_s3 = pc.starts_with(uris, "s3://")
+    is_s3 = pc.match_substring_regex(uris, storage.S3)
     foreign = pc.and_(pc.match_substring_regex(uris, storage.FOREIGN), pc.invert(is_s3))
     home = pc.starts_with(uris, "~/")
     if (row := pc.index(pc.or_(foreign, home), True).as_py()) >= 0:

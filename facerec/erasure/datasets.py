@@ -1,11 +1,10 @@
 """A published folder (faces, embeddings, names) without what is forgotten.
 
 Only files that lose something are written again: parts in their place, files of the current generation as part of a new
-one, which goes on naming all others where they are. Publishing each stage again from filtered parts would be simpler, but
-to erase one person would then cost as much as the whole data set (10^8 photographs are planned for), and erasure may not
-import the stages. Then the old generations go: their
-manifests, and every file that no generation names any more. The manifest remembers their digests (``erased``), so that
-what was made from them is still known to belong here.
+one, which goes on naming all other files where they are. Publishing each stage again from filtered parts would be simpler.
+It would cost as much as the whole data set for one person (10^8 photographs are planned for), and erasure may not import
+the stages. Then the old generations go: their manifests, and every file that no generation names any more. The manifest
+keeps their digests (``erased``), so that what was made from them is still known to belong here.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ class Survey:
 
     folder: Folder
     parts: dict[str, Loss]
-    """Of the parts that lose something."""
+    """What each part loses, by URI. Parts that lose nothing are left out."""
     files: dict[str, Loss]
-    """Of the files of generations that lose something, also of old ones that a run may have pinned."""
+    """The same for files of generations, also of old generations that a run may have pinned."""
     live: set[str]
     """Files that a generation names."""
     conflicts: bool
@@ -48,12 +47,12 @@ class Survey:
     damaged: dict[str, str]
     """Files that cannot be read, and why."""
     digests: set[str]
-    """Of the generations that hold something of it, by which models name the faces that they were trained on."""
+    """Digests of the generations that hold some of these rows. Models keep the digest of the faces they were trained on."""
 
     @property
     def foreign_schema(self) -> bool:
         """Whether another version of facerec published the folder: its generations cannot be continued."""
-        return bool(self.folder.manifest) and _is_foreign(self.folder.manifest or {})
+        return bool(self.folder.manifest and _is_foreign(self.folder.manifest))
 
     @property
     def generations(self) -> bool:
@@ -144,11 +143,15 @@ def purge(fence: Fence) -> None:
 
 
 def successors(folder: str) -> dict[str, publish.Dataset]:
-    """The digest of the generation that was erased last, and what took its place."""
-    manifest = _current(folder)
-    if not manifest or not manifest.get("erased"):
+    """The digest of the generation that was erased last, and what took its place.
+
+    Empty if alignment has published since: the current generation then has faces that no vector was made of.
+    """
+    manifest = _current(folder) or {}
+    erased = manifest.get("erased", [])
+    if not erased or manifest["generation"] != erased[-1]["generation"] + 1:
         return {}
-    return {manifest["erased"][-1]["digest"]: publish.Dataset(folder, manifest)}
+    return {erased[-1]["digest"]: publish.Dataset(folder, manifest)}
 
 
 def relink(fence: Fence, followed: dict[str, publish.Dataset]) -> None:
@@ -205,12 +208,12 @@ def _write(
 
 def _without_empty(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without the shards that have no rows, except for the first one of a kind that has none left."""
-    filled = {entry["kind"] for entry in files if entry["rows"]}
+    there = {entry["kind"] for entry in files if entry["rows"]}
     kept: list[dict[str, Any]] = []
     for entry in files:
-        again = entry["kind"] in filled | {other["kind"] for other in kept}
-        if entry["rows"] or entry["kind"] not in SHARDED or not again:
+        if entry["rows"] or entry["kind"] not in SHARDED or entry["kind"] not in there:
             kept.append(entry)
+            there.add(entry["kind"])
     return kept
 
 

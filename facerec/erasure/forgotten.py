@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facerec import s3, storage
+from facerec import documents, s3, storage
 from facerec.errors import DatasetError
 from facerec.photographs import canonical, resolved
 from facerec.records import Shown
@@ -30,6 +30,9 @@ from facerec.records import Shown
 KEYS = ["identity", "source_uri", "face_id", "source_hash", "name"]
 """Columns that say whose a row is."""
 SETS = ("uris", "copies", "spelled", "face_ids", "hashes", "people", "longer")
+JOURNAL: dict[str, documents.Shape] = {"identity": (str, type(None)), "trained?": [str]}
+"""What a journal must be, with the names of SETS."""
+JOURNAL |= {f"{name}?": [str] for name in SETS}
 DAMAGE = (pa.ArrowException, OSError, DatasetError)
 """What reading a damaged file raises. A storage that does not answer is a StorageError, which is none of these."""
 UNRESOLVED = r"(^|[^:])//|/\.\.?(/|$)"
@@ -72,8 +75,9 @@ class Forgotten:
         return {"identity": self.identity} | {name: sorted(getattr(self, name)) for name in SETS}
 
     @classmethod
-    def from_json(cls, said: dict[str, Any]) -> Forgotten:
-        """What ``to_json`` gave, also in an older version."""
+    def from_json(cls, said: dict[str, Any], uri: str) -> Forgotten:
+        """What ``to_json`` gave, also in an older version. Raises DatasetError, which names ``uri``, if it is damaged."""
+        documents.require(uri, said, JOURNAL, "run all erasures again that were killed, and then remove it")
         return cls(said["identity"] or "", **{name: frozenset(said.get(name, [])) for name in SETS})
 
     def __or__(self, other: Forgotten) -> Forgotten:
@@ -119,7 +123,8 @@ class Forgotten:
         below = [folder == self.identity for folder in folders(table, root, roots)]
         unnamed = _missing(table, "identity")
         if "identity" in table.column_names and below:
-            return pc.or_(_in(table, "identity", self.is_named), _spread(below, unnamed))
+            theirs = pc.replace_with_mask(unnamed, unnamed, pa.array(below, pa.bool_()))
+            return pc.or_(_in(table, "identity", self.is_named), theirs)
         return _in(table, "identity", self.is_named)
 
     def undecided(self, table: Table, rows: pa.Table, roots: list[str]) -> int:
@@ -247,10 +252,3 @@ def _in(table: pa.Table, column: str, wanted: Any) -> pa.Array:
 
 def _is_in(values: pa.Array, wanted: Iterable[str]) -> pa.Array:
     return pc.is_in(values, value_set=pa.array(list(wanted), pa.string()))
-
-
-def _spread(values: list[bool], places: pa.Array) -> pa.Array:
-    """The values at the places that are true, in order, and False elsewhere."""
-    return pc.replace_with_mask(
-        pa.array([False] * len(places), pa.bool_()), places, pa.array(values, pa.bool_())
-    )

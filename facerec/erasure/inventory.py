@@ -10,17 +10,17 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from facerec import publish, records, s3, storage, svm
+from facerec import documents, publish, records, s3, schema, storage, svm
 from facerec.erasure.forgotten import DAMAGE, Forgotten, Table
 from facerec.errors import ConfigError, DatasetError, StorageError
 from facerec.photographs import resolved
 from facerec.records import Shown
 
 TORN = re.compile(r"\.[0-9a-f]{32}\.tmp$")
-"""What is left of a local write that was killed (storage.write_bytes)."""
+"""What is left of a local write that was killed (storage._staged)."""
 JOURNAL = re.compile(r"/\.erasing-[0-9a-f]{12}\.json$")
-TABLE = re.compile(r"(parts/[^/]+|generations/.+)\.parquet")
-"""Tables of a claimed folder by their path in it."""
+TABLE = re.compile(rf"(parts/part-[0-9a-f]{{24}}|{publish.OF_A_GENERATION.pattern}.+)\.parquet")
+"""Tables of a claimed folder by their path in it: those that have the names that facerec gives."""
 OWN = re.compile(
     r"\.lock|claim\.json|metrics\.jsonl|results\.parquet|generations/.+/manifest\.json|checkpoints/[^/]+/state(-\w+\.pt|\.pt|\.json)"
     r"|tensorboard/[^/]*tfevents[^/]*|cells/[^/]+/(result\.json|attempts\.json|log\.txt)"
@@ -28,8 +28,16 @@ OWN = re.compile(
 """Files of a claimed folder by their path in it that show nobody, or that ``datasets`` looks after."""
 NAMED = ("manifest.json", "claim.json", "run.json", "report.json")
 """Names under which facerec writes JSON that says whom something shows."""
-ENTRY = {"path", "kind", "rows", "sha256"}
-"""Keys of a manifest's entries."""
+OLDER: documents.Shape = {
+    "generation": int,
+    "files": [{"path": str, "kind": str, "rows": int, "sha256": str}],
+    "history?": [{"path": str}],
+    "label_conflicts?": [{"source_hash": str, "identities": [str]}],
+    "erased?": [{"generation": int, "digest": str}],
+}
+"""What is read of a manifest that another version of facerec wrote."""
+SHOWS: documents.Shape = {"shows?": {"identities?": [str], "face_ids?": [str], "source_uris?": [str]}}
+"""What is read of the record in a report."""
 WEIGHTS = (".safetensors", ".pt")
 
 
@@ -144,7 +152,8 @@ def look(roots: list[str]) -> Inventory:
     """Everything below the roots, each file once."""
     there = claims(roots)
     found = Inventory([uri for uri in there.files if not uri.endswith("/.lock")], damaged=there.damaged)
-    listed = {uri for folder in there.folders for uri in _listed(folder, there.manifests.get(folder, {}))}
+    manifests = {folder: said for folder, said in there.manifests.items() if folder in there.folders}
+    listed = {f"{folder}/{entry['path']}" for folder, said in manifests.items() for entry in said["files"]}
     tables: dict[str, list[str]] = {folder: [] for folder in there.folders}
     for uri in there.files:
         above = owner(uri, there.folders)
@@ -164,7 +173,7 @@ def _sort(uri: str, said: Any, found: Inventory) -> None:
     """Put a file that is in no claimed folder's own places where it belongs by what it holds."""
     try:
         if JOURNAL.search(uri) and isinstance(said, dict):
-            found.journals[uri] = Forgotten.from_json(said)
+            found.journals[uri] = Forgotten.from_json(said, uri)
         elif uri.endswith(".json"):
             _sort_json(uri, said, found)
         elif uri.endswith(".html"):
@@ -187,13 +196,14 @@ def _sort(uri: str, said: Any, found: Inventory) -> None:
 
 def _sort_json(uri: str, said: Any, found: Inventory) -> None:
     said = said if isinstance(said, dict) else {}
-    if _is_run(uri, said):
-        found.documents[uri] = said
-    elif {"format", "versions", "verification"} <= said.keys():
-        if said["format"] not in records.REPORT_FORMATS:
-            raise DatasetError(
-                f"it has format {said['format']!r}, and this code knows the fields of {records.REPORT_FORMATS}"
-            )
+    is_report = {"format", "versions", "verification"} <= said.keys()
+    if is_report and said["format"] not in records.REPORT_FORMATS:
+        raise DatasetError(
+            f"it has format {said['format']!r}, and this code knows the fields of {records.REPORT_FORMATS}"
+        )
+    if is_report or _is_run(uri, said):
+        if wrong := documents.fault(said, SHOWS):
+            raise DatasetError(wrong)
         found.documents[uri] = said
     elif {"model", "model_id", "weights_sha256"} <= said.keys():
         about = said.get("about")
@@ -241,25 +251,15 @@ def _is_manifest(said: Any) -> bool:
     return isinstance(said, dict) and {"schema_version", "generation", "files"} <= said.keys()
 
 
-def fault(manifest: dict[str, Any]) -> str:
-    """What a manifest lacks; empty where it is sound."""
-    if not _is_manifest(manifest):
+def fault(said: Any) -> str:
+    """What is wrong with a manifest, also with one of another version of facerec; empty if nothing is."""
+    if not _is_manifest(said):
         return "it is not a manifest"
-    files, erased = manifest["files"], manifest.get("erased", [])
-    for name, entries, keys in (("files", files, ENTRY), ("erased", erased, {"generation", "digest"})):
-        if not isinstance(entries, list) or not all(
-            isinstance(each, dict) and keys <= each.keys() for each in entries
-        ):
-            return f"its {name} are not objects with {', '.join(sorted(keys))}"
-    return "" if isinstance(manifest["generation"], int) else "its generation is no number"
+    return publish.fault(said) if said["schema_version"] == schema.VERSION else publish.fault(said, OLDER)
 
 
 def _is_run(uri: str, said: Any) -> bool:
     return uri.endswith("/run.json") and isinstance(said, dict) and isinstance(said.get("split"), dict)
-
-
-def _listed(folder: str, manifest: dict[str, Any]) -> set[str]:
-    return {f"{folder}/{entry['path']}" for entry in manifest.get("files", [])}
 
 
 def owner(uri: str, claimed: set[str]) -> str:

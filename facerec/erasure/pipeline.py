@@ -17,7 +17,7 @@ facerec did not write: these are searched as text and named if they mention what
 
 **Fail closed.** What is ours and cannot be read is listed at the end; everything else is carried out nevertheless. All
 folders that a job has claimed are locked first, so nothing is erased under a running job. Killed anywhere, the same
-command finishes: a journal in the first root remembers what was found until nothing of ours is left.
+command finishes: a journal in the root that comes first in alphabetical order keeps what was found until nothing of ours is left.
 """
 
 from __future__ import annotations
@@ -100,9 +100,6 @@ class Plan:
     known: set[str]
     """Names of everybody below the roots, canonical."""
 
-    def __bool__(self) -> bool:
-        return any(self.surveys) or bool(self.removed or self.masked)
-
 
 def erase(config: EraseConfig) -> list[str]:
     """Erase, print what goes, and give a line for everything that is left or mentions them: none if all is well.
@@ -142,7 +139,7 @@ def _plan(config: EraseConfig, roots: list[str]) -> Plan:
     journal = _journal(config, roots)
     if storage.exists(journal):
         said = storage.read_json(journal)
-        found, trained = found | Forgotten.from_json(said), said["trained"]
+        found, trained = found | Forgotten.from_json(said, journal), said.get("trained", [])
     surveys = [datasets.survey(folder, found, below.roots) for folder in below.folders]
     problems = dict(below.damaged)
     for survey in surveys:
@@ -165,7 +162,7 @@ def _plan(config: EraseConfig, roots: list[str]) -> Plan:
         [uri for uri, each in shown.items() if found.shown_in(each)],
         sorted({*trained, *_trained(below, surveys, found, problems)}),
         inventory.uploads(roots, problems),
-        foreign.mentioning(below.foreign, found),
+        foreign.mentioning(below.foreign, found, problems),
         problems,
         known - {ERASED},
     )
@@ -216,13 +213,8 @@ def _trained(
 
 def _require_known(config: EraseConfig, plan: Plan, journal: str) -> None:
     """Raise ConfigError where nothing below the roots is of the person or the photograph; a journal says that there was."""
-    if (
-        plan
-        or plan.trained
-        or plan.mentioned
-        or storage.exists(journal)
-        or any(s.undecided for s in plan.surveys)
-    ):
+    found = [*plan.removed, *plan.masked, *plan.trained, *plan.mentioned]
+    if found or any(each or each.undecided for each in plan.surveys) or storage.exists(journal):
         return
     flag, wanted = ("--identity", config.identity) if config.identity else ("--source", config.source)
     names = plan.known if config.identity else _addresses(plan.below, config.source)

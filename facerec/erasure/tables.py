@@ -61,8 +61,10 @@ class Moved:
 
 def reindexed(index: pa.Table, moved: dict[str, Moved]) -> pa.Table:
     """schema.INDEX rows after shards lost rows: spans are shorter, and empty ones are gone."""
-    files, columns = np.array(index["file"].to_pylist(), object), index.to_pydict()
-    group, first, rows = (np.array(columns[name], np.int64) for name in ("row_group", "first_row", "rows"))
+    files = index["file"].to_numpy()
+    group, first, rows = (
+        index[name].to_numpy().astype(np.int64) for name in ("row_group", "first_row", "rows")
+    )
     for name, shard in moved.items():
         at = files == name
         starts = np.concatenate([[0], shard.ends]).astype(np.int64)
@@ -72,14 +74,9 @@ def reindexed(index: pa.Table, moved: dict[str, Moved]) -> pa.Table:
         first[at] = kept[begin] - kept[starts[group[at]]]
         rows[at] = kept[begin + rows[at]] - kept[begin]
         group[at] = (np.cumsum(filled) - 1)[group[at]]
-    table = {
-        "identity": index["identity"],
-        "file": index["file"],
-        "row_group": group,
-        "first_row": first,
-        "rows": rows,
-    }
-    return pa.table(table).cast(schema.INDEX).filter(pa.array(rows > 0, pa.bool_()))
+    columns = [index["identity"], index["file"], group, first, rows]
+    table = pa.table(columns, names=schema.INDEX.names).cast(schema.INDEX)
+    return table.filter(pa.array(rows > 0, pa.bool_()))
 
 
 def regrouped(near_duplicates: pa.Table) -> pa.Table:

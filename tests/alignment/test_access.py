@@ -124,6 +124,13 @@ def test_a_photograph_is_unavailable_without_a_monkeypatch_too(tmp_path: Path) -
     assert reasons == ["unavailable"] * 4 + ["unreadable"]
 
 
+def test_names_that_no_file_can_have_do_not_stop_the_first_look(photograph: Path) -> None:
+    listed = as_table(["/photos/a\0b.jpg", str(photograph)], ["Ada", "Ada"])
+    access.require_some(listed, "--source")
+    with pytest.raises(StorageError, match="none of 1 photographs"):
+        access.require_some(listed.slice(0, 1), "--source")
+
+
 def test_a_part_that_holds_unavailable_photographs_is_made_again_and_the_good_row_counts(
     tmp_path: Path,
 ) -> None:

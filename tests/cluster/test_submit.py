@@ -21,7 +21,7 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
     rows = [
         f"{path},{path.parent.name} {number}"
         for path in sorted((shared / "drawn").rglob("*.jpg"))
-        for number in range(6)
+        for number in range(12)
     ]
     (shared / "list.csv").write_text("\n".join(["uri,identity", *rows, ""]))
     out = shared / "faces"
@@ -42,7 +42,7 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
 
         planned = submit(testbed, "planned", [*align, "--dry-run"])
         assert planned.returncode == 0, planned.stdout + planned.stderr
-        assert "align: to align     600 photographs in 30 parts of up to 20" in planned.stdout
+        assert "align: to align   1,200 photographs in 60 parts of up to 20" in planned.stdout
         assert testbed.token.read_text() not in planned.stdout + planned.stderr
         assert not out.exists()
 
@@ -58,7 +58,7 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
             60,
         )
         assert not (out / "manifest.json").exists()
-        left = 600 - 20 * len(list(out.glob("parts/*.parquet")))
+        left = 1200 - 20 * len(list(out.glob("parts/*.parquet")))
 
         again = submit(testbed, "again", align)
         assert again.returncode == 0, again.stdout + again.stderr
@@ -68,4 +68,4 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
             "a part may have been finished after the count, and none is made again"
         )
     counts = publish.open_dataset(str(out), "jobs/align.py").manifest["counts"]
-    assert counts["photographs"] == 600
+    assert counts["photographs"] == 1200

@@ -118,7 +118,7 @@ def embed(folder: Path, faces: publish.Dataset) -> None:
         made = publish.begin(fence)
         for at in range(2):
             some = table.slice(at * 150, 150 if at == 0 else None)
-            storage.write_table(f"{folder}/parts/faces-{at:05d}.parquet", some)
+            storage.write_table(f"{folder}/parts/part-{at:024x}.parquet", some)
             files.append(made.write(f"embeddings-{at:05d}.parquet", "embeddings", some))
         made.publish(files, about | {"model_id": "m", "counts": counts})
 

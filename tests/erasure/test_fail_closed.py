@@ -82,6 +82,27 @@ def a_manifest_without_keys(root: Path) -> Path:
     return uri
 
 
+def a_manifest_with(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Path]:
+    def a_damaged_manifest(root: Path) -> Path:
+        uri = root / "embeddings" / "manifest.json"
+        said = storage.read_json(str(uri))
+        change(said)
+        storage.write_json(str(uri), said)
+        return uri
+
+    return a_damaged_manifest
+
+
+def a_journal_without_keys(root: Path) -> Path:
+    (root / ".erasing-0123456789ab.json").write_text("{}")
+    return root / ".erasing-0123456789ab.json"
+
+
+def a_report_that_shows_nothing(root: Path) -> Path:
+    storage.write_json(f"{root}/r.json", {"format": 5, "versions": {}, "verification": {}, "shows": None})
+    return root / "r.json"
+
+
 def a_part(root: Path) -> Path:
     path = sorted((root / "faces" / "parts").iterdir())[0]
     cut(path)
@@ -118,7 +139,15 @@ def a_damaged_export(root: Path) -> Path:
 UNREADABLE = [
     an_svm, an_svm_of_foreign_types, a_page_without_a_record, a_page_with_a_damaged_record, a_manifest,
     a_manifest_without_keys, a_part, a_shard, a_record_of_a_run, a_report_of_another_version, an_export_without_a_record,
-    a_damaged_export,
+    a_damaged_export, a_journal_without_keys, a_report_that_shows_nothing,
+    a_manifest_with(lambda said: said.pop("history")),
+    a_manifest_with(lambda said: said.update(history=["x"])),
+    a_manifest_with(lambda said: said["history"][0].update(path="../x")),
+    a_manifest_with(lambda said: said.update(label_conflicts="x")),
+    a_manifest_with(lambda said: said["files"][0].pop("bytes")),
+    a_manifest_with(lambda said: said["files"][0].update(rows="7")),
+    a_manifest_with(lambda said: said["files"][0].update(path="../x")),
+    a_manifest_with(lambda said: said["files"][0].update(path=7)),
 ]  # fmt: skip
 
 

@@ -240,3 +240,17 @@ def test_other_peoples_files_do_not_keep_an_erasure_from_ending(tmp_path: Path) 
     album(tmp_path, photographs_of(("7", "Zoe"), "/photos", each=9))
     (tmp_path / "notes.txt").write_text("Zoe: 7.jpg\n")
     assert erase(EraseConfig(identity="7", root=[str(tmp_path)])) == []
+
+
+def test_vectors_are_not_linked_to_faces_that_were_published_after_the_erasure(tmp_path: Path) -> None:
+    """Erased below faces/ alone, then alignment publishes again, then the same command erases below both folders."""
+    faces, vectors = tmp_path / "faces", tmp_path / "embeddings"
+    first = write_album(faces, photographs_of(("Ann", "Bob", "Zoe"), "/photos"), "/photos")
+    write_vectors(vectors, first)
+    assert erase(EraseConfig(identity="Ann", root=[str(faces)])) == []
+    erased = publish.open_dataset(str(faces), "").manifest
+    kept = ("erased", "counts", "listing", "label_conflicts", "preprocessing")
+    with generation(faces) as made:
+        made.publish(erased["files"], {name: erased[name] for name in kept})
+    assert erase(EraseConfig(identity="Ann", root=[str(tmp_path)])) == []
+    assert publish.open_dataset(str(vectors), "").manifest["faces_digest"] == first.digest
