@@ -79,7 +79,7 @@ def _said(fault: OSError | MemoryError) -> str:
     if isinstance(fault, MemoryError) or number == errno.ENOMEM:
         why = getattr(fault, "strerror", None) or "no memory is left"
         return f"{why} ({attempts}); free some memory, or use fewer workers (--actors)"
-    said = getattr(fault, "strerror", None) or " ".join(str(fault).split())[:200]
+    said = os.strerror(number) if number else " ".join(str(fault).split())[:200]
     if number in OUT_OF_FILES:
         return f"{said} ({attempts}); raise the limit of open files (ulimit -n)"
     return f"{said} ({attempts}); check the disk, mount or network, or move the file out of the source"

@@ -167,8 +167,8 @@ def _start() -> subprocess.Popen[bytes]:
     pipe = subprocess.PIPE
     try:
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=os.environ | alone, bufsize=-1)
-    except OSError as error:  # says nothing about the photograph, whatever its number
-        raise OSError(errno.EIO, f"the decoder cannot be started: {error.strerror}") from None
+    except OSError as error:  # without its number, which would be taken for the photograph's
+        raise OSError(f"the decoder cannot be started: {error.strerror}") from None
 
 
 def _send(child: subprocess.Popen[bytes], *data: bytes) -> None:

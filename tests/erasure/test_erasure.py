@@ -213,7 +213,7 @@ def test_untouched_shards_stay_where_they_are(root: Path) -> None:
     assert erase(EraseConfig(source=uri, root=[str(root)])) == []
     after = {path: path.stat().st_mtime_ns for path in (root / "embeddings").rglob("*.parquet")}
     untouched = {path.name for path in before.items() & after.items() for path in path[:1]}
-    assert untouched == {"embeddings-00001.parquet", "faces-00001.parquet"}
+    assert untouched == {"embeddings-00001.parquet", f"part-{1:024x}.parquet"}
     now = publish.open_dataset(str(root / "embeddings"), "").files("embeddings")
     assert [(path[:17], path.rsplit("/", 1)[-1]) for path in now] == [
         ("generations/0002-", "embeddings-00000.parquet"),
@@ -292,18 +292,18 @@ def test_a_name_that_others_were_given_goes_and_their_faces_stay(root: Path) -> 
 def test_a_leftover_of_any_kind_is_caught(tmp_path: Path, plant: Any) -> None:
     what = Forgotten(ANN, longer=frozenset([ANN_LEE]))
     (tmp_path / "other.txt").write_text(f"{ANN_LEE} and {ANN}x")
-    assert mentioning(storage.list_tree(str(tmp_path)), what) == []
+    assert mentioning(storage.list_tree(str(tmp_path)), what, {}) == []
     plant(tmp_path)
-    assert len(mentioning(storage.list_tree(str(tmp_path)), what)) == 1
+    assert len(mentioning(storage.list_tree(str(tmp_path)), what, {})) == 1
 
 
 def test_uris_and_face_ids_that_are_left_are_caught(tmp_path: Path) -> None:
     what = Forgotten("", uris=frozenset(["/p/1.jpg"]), face_ids=frozenset(["0f" * 16]))
     (tmp_path / "others.txt").write_text(f"/mnt/p/1.jpg /p/1.jpgs {'0e' * 16}")
-    assert mentioning(storage.list_tree(str(tmp_path)), what) == []
+    assert mentioning(storage.list_tree(str(tmp_path)), what, {}) == []
     (tmp_path / "uri.csv").write_text("uri\n/p/1.jpg\n")
     (tmp_path / "id.json").write_text(json.dumps(["0f" * 16]))
-    assert len(mentioning(storage.list_tree(str(tmp_path)), what)) == 2
+    assert len(mentioning(storage.list_tree(str(tmp_path)), what, {})) == 2
 
 
 def test_the_job_leaves_with_1_where_something_is_left_and_a_dry_run_changes_nothing(root: Path) -> None:
