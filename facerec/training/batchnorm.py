@@ -1,8 +1,11 @@
 """BatchNorm whose result does not depend on the number of workers.
 
-A micro-batch is normalised by its own statistics, as always. The running statistics take one momentum step a *global*
-batch, towards the mean over all G micro-batches of their means and unbiased variances. Left to itself, BatchNorm would
-take one step a micro-batch, of this rank's only.
+A micro-batch is normalised by its own statistics, as always. The running statistics take one momentum step per *global*
+batch, towards the mean of the means and unbiased variances of all G micro-batches. Plain BatchNorm would take one step
+per micro-batch, of the micro-batches of this rank only.
+
+All running statistics of a network are views of one tensor. Layer by layer, this bookkeeping was 43 % of the operations
+that a step of InceptionResnetV1 launched; on a GPU, each launch costs as much as the arithmetic of a small layer.
 """
 
 from __future__ import annotations
@@ -16,36 +19,82 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from facerec.training.gather import all_reduce
 
+MOMENTUM = 0.1
+"""Of a layer that has none, because it was built for the cumulative mean."""
 
-@contextlib.contextmanager
-def global_statistics(model: nn.Module, groups: int) -> Iterator[Callable[[], None]]:
-    """Within: call what is yielded after each micro-batch. On leaving, running statistics take their one step.
 
-    During the forwards momentum is 1, so that a layer's running statistics *are* those of its last micro-batch.
+class RunningStatistics:
+    """The running statistics of all BatchNorm layers of a network, as views of one tensor.
+
+    Means, variances and counters keep their names in ``state_dict`` and their addresses in memory.
     """
-    layers = _layers(model)
-    before = [(layer, layer.momentum, _flat(layer)) for layer in layers]
-    counts = [layer.num_batches_tracked.clone() for layer in layers if layer.num_batches_tracked is not None]
-    sums = [torch.zeros_like(flat) for _, _, flat in before]
-    for layer in layers:
-        layer.momentum = 1.0
 
-    def collect() -> None:
-        for layer, total in zip(layers, sums, strict=True):
-            total += _flat(layer)
+    def __init__(self, network: nn.Module) -> None:
+        self._layers = _layers(network)
+        self._flatten()
 
-    yield collect
-    means = _mean_over_groups(sums, groups)
-    for (layer, momentum, old), mean, count in zip(before, means, counts, strict=True):
-        layer.momentum = momentum
-        layer.num_batches_tracked = count + 1  # global batches, whatever the share
-        step = 0.1 if momentum is None else momentum
-        _put(layer, (1 - step) * old + step * mean)
+    @contextlib.contextmanager
+    def collected(self, groups: int) -> Iterator[Callable[[], None]]:
+        """Within: call what is yielded after each micro-batch. At the end the running statistics take their one step,
+        towards the mean over the ``groups`` micro-batches of all ranks. Collective.
+
+        During the forwards momentum is 1, so that a layer's running statistics *are* those of its last micro-batch.
+        """
+        if not self._layers:
+            yield lambda: None
+            return
+        if not self._are_views():  # the network was moved or cast
+            self._flatten()
+        before, total = self._table.clone(), torch.zeros_like(self._table)
+        for layer in self._layers:
+            layer.momentum, layer.num_batches_tracked = 1.0, None
+
+        def collect() -> None:
+            total.add_(self._table)
+
+        yield collect
+        mean = all_reduce(total) / groups
+        # By .data: backward refuses statistics that changed since the forward, although it does not read them.
+        self._table.data.copy_(self._kept * before + self._step * mean)
+        self._counts += 1  # global batches, whatever the number of ranks
+        for layer, momentum, count in zip(self._layers, self._momenta, self._counts.unbind(), strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count
+
+    def _flatten(self) -> None:
+        """Move the statistics into one tensor."""
+        if not self._layers:
+            return
+        vectors = [vector for layer in self._layers for vector in _vectors(layer)]
+        self._table = torch.cat(vectors)
+        self._counts = torch.stack([_count(layer) for layer in self._layers])
+        self._momenta = [layer.momentum for layer in self._layers]
+        steps = [MOMENTUM if momentum is None else momentum for momentum in self._momenta]
+        sizes = [2 * layer.num_features for layer in self._layers]
+        self._step, self._kept = (
+            self._per_number(each, sizes) for each in (steps, [1 - step for step in steps])
+        )
+        views = iter(torch.split(self._table, [len(vector) for vector in vectors]))
+        for layer, count in zip(self._layers, self._counts.unbind(), strict=True):
+            layer.running_mean, layer.running_var, layer.num_batches_tracked = next(views), next(views), count
+
+    def _per_number(self, values: list[float], sizes: list[int]) -> Tensor:
+        """One value per layer as a vector that is as long as the table."""
+        return torch.cat(
+            [self._table.new_full((size,), value) for value, size in zip(values, sizes, strict=True)]
+        )
+
+    def _are_views(self) -> bool:
+        memory = self._table.untyped_storage().data_ptr()
+        return all(
+            vector.untyped_storage().data_ptr() == memory
+            for layer in self._layers
+            for vector in _vectors(layer)
+        )
 
 
 @contextlib.contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Within: forwards leave no trace in running statistics. For a forward that only repeats an earlier one."""
+    """Within: forwards do not change running statistics. For a forward that repeats an earlier one."""
     layers = _layers(model)
     for layer in layers:
         layer.track_running_stats = False
@@ -57,7 +106,7 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 def calibrate(model: nn.Module, micro_batches: Iterator[Tensor]) -> None:
     """Set running statistics to the plain mean over micro-batches, images [m, 3, side, side] each; no training.
 
-    What an untrained network needs before it can be scored: its running statistics are still 0 and 1.
+    An untrained network needs this before it can be scored, because its running statistics are still 0 and 1.
     """
     layers = _layers(model)
     momenta = [layer.momentum for layer in layers]
@@ -77,20 +126,12 @@ def _layers(model: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in layers if layer.track_running_stats]
 
 
-def _flat(layer: _BatchNorm) -> Tensor:
-    """Mean and variance as one vector, a copy."""
+def _vectors(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
     assert layer.running_mean is not None
     assert layer.running_var is not None
-    return torch.cat([layer.running_mean, layer.running_var])
+    return layer.running_mean, layer.running_var
 
 
-def _put(layer: _BatchNorm, flat: Tensor) -> None:
-    # New tensors, because the graph of the forwards holds the old ones and backward refuses changed ones.
-    layer.running_mean, layer.running_var = flat.chunk(2)[0].clone(), flat.chunk(2)[1].clone()
-
-
-def _mean_over_groups(sums: list[Tensor], groups: int) -> list[Tensor]:
-    if not sums:
-        return []
-    total = all_reduce(torch.cat(sums)) / groups
-    return list(torch.split(total, [len(vector) for vector in sums]))
+def _count(layer: _BatchNorm) -> Tensor:
+    assert layer.num_batches_tracked is not None
+    return layer.num_batches_tracked

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from facerec.models.images import normalize
 from facerec.models.precision import full_or_half
-from facerec.training.batchnorm import global_statistics, kept_statistics
+from facerec.training.batchnorm import RunningStatistics, kept_statistics
 from facerec.training.clock import Clock
 from facerec.training.dense import dense_sum, is_dense
 from facerec.training.distances import Anchors, Distance, blocks
@@ -40,6 +40,7 @@ class MicroBatches(nn.Module):
         """``groups`` is G, the micro-batches of the global batch; ``precision`` is fp32 or bf16 (autocast)."""
         super().__init__()
         self.network, self._groups, self._precision = network, groups, precision
+        self._statistics = RunningStatistics(network)
 
     def forward(self, images: Tensor, seeds: Sequence[int], replay: bool = False) -> Tensor:
         """Embeddings [n, d] of images, uint8 [n, s, s, 3]; ``seeds`` has one number a micro-batch of this rank.
@@ -53,7 +54,7 @@ class MicroBatches(nn.Module):
             with kept_statistics(self.network):
                 return self._embed(images, seeds[0])
         embedded = []
-        with global_statistics(self.network, self._groups) as collect:
+        with self._statistics.collected(self._groups) as collect:
             for seed, micro_batch in zip(seeds, images.chunk(len(seeds)), strict=True):
                 embedded.append(self._embed(micro_batch, seed))
                 collect()
