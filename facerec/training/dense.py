@@ -17,21 +17,20 @@ multi_similarity weighs an anchor's positives and negatives apart, each by how i
 over positives less than epsilon nearer than the nearest negative, and negatives less than epsilon farther than the
 farthest positive. What is in order already is left alone, so people are not drawn into points.
 
-All sum up the gradient with respect to the distances while these are looked at, in blocks of rows: O(b x block) memory.
 Legend as in distances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeGuard, get_args
+from collections.abc import Callable
+from typing import Literal, TypeGuard, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerec.training.distances import Anchors, Block, Distance, blocks
-from facerec.training.losses import TripletSum, penalty
+from facerec.training.distances import Anchors, Block
+from facerec.training.losses import Gradient, Numbers, TripletSum, penalty, slope_by_squared, sum_blocks
 from facerec.training.mining import ALPHA, BASE, BETA, EPSILON, Miner, MiningConfig
 
 Dense = Literal["batch_all", "n_pair", "multi_similarity"]
@@ -44,47 +43,19 @@ def is_dense(miner: Miner) -> TypeGuard[Dense]:
 
 def dense_sum(miner: Dense, anchors: Anchors, config: MiningConfig, block: int | None = None) -> TripletSum:
     """The anchors' loss before it is normalised."""
-    with torch.autocast(anchors.local.device.type, enabled=False):
-        parts = blocks(anchors, config.distance, block)
-        total, *numbers = _Dense.apply(
-            anchors.local, anchors.everyone, ((part, *LOSSES[miner](part, config)) for part in parts)
-        )
-    return TripletSum(total, *numbers)
+
+    def loss(part: Block, gradient: Gradient) -> Numbers:
+        total, active, looked_at, slope = LOSSES[miner](part, config)
+        gradient.add_slope(part.rows, slope)
+        nearest = part.to_negatives.min(dim=1).values
+        d_ap = torch.where(part.is_positive, part.d_positives, torch.nan).flatten()
+        return total, active, looked_at, d_ap, torch.where(nearest.isfinite(), nearest, torch.nan)
+
+    return sum_blocks(anchors, config.distance, block, loss)
 
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 """Loss of a block, how much of it is active, of how much that was looked at, and dL/dS [r, b] of squared distances S."""
-
-
-class _Dense(torch.autograd.Function):
-    """Loss and, in the same pass, its gradient: with S the squared distances and G = dL/dS of a block of anchors A,
-    dL/dA = 2 (rowsum(G) A - G E) and dL/dE = 2 (colsum(G) E - G^T A) for all embeddings E."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, local: Tensor, everyone: Tensor, parts: Iterator[tuple[Block, *Sums]]
-    ) -> tuple[Tensor, ...]:
-        total, active = local.new_zeros(()), torch.zeros((), dtype=torch.int64, device=local.device)
-        looked_at = torch.zeros_like(active)
-        to_local, to_everyone = torch.zeros_like(local), torch.zeros_like(everyone)
-        d_ap, d_an = [], []
-        for part, losses, count, candidates, slope in parts:
-            total, active, looked_at = total + losses, active + count, looked_at + candidates
-            anchors = local[part.rows]
-            to_local[part.rows] = 2 * (slope.sum(1)[:, None] * anchors - slope @ everyone)
-            to_everyone += 2 * (slope.sum(0)[:, None] * everyone - slope.T @ anchors)
-            nearest = part.to_negatives.min(dim=1).values
-            d_ap.append(part.d_positives[part.is_positive])
-            d_an.append(nearest[nearest.isfinite()])
-        ctx.save_for_backward(to_local, to_everyone)
-        numbers = (active, looked_at, torch.cat(d_ap), torch.cat(d_an))
-        ctx.mark_non_differentiable(*numbers)
-        return (total, *numbers)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        to_local, to_everyone = ctx.saved_tensors
-        return grads[0] * to_local, grads[0] * to_everyone, None
 
 
 def _every_triplet(part: Block, config: MiningConfig) -> Sums:
@@ -97,8 +68,8 @@ def _every_triplet(part: Block, config: MiningConfig) -> Sums:
         gap = torch.where(real, part.d_positives[:, q, None] - part.to_negatives, -torch.inf)
         losses, slopes = penalty(gap, config)
         total, active = total + losses.sum(), active + (losses > 0).sum()
-        slope -= _by_squared(slopes, part.to_negatives, config.distance)
-        ours = _by_squared(slopes.sum(1), part.d_positives[:, q], config.distance)
+        slope -= slope_by_squared(slopes, part.to_negatives, config.distance)
+        ours = slope_by_squared(slopes.sum(1), part.d_positives[:, q], config.distance)
         slope.scatter_add_(1, part.positives[:, q, None], ours[:, None])
     return total, active, (part.is_positive.sum(1) * is_negative.sum(1)).sum(), slope
 
@@ -111,8 +82,8 @@ def _every_pair(part: Block, config: MiningConfig) -> Sums:
     gap = torch.where(real, config.soft * part.d_positives + negatives, -torch.inf)
     slopes = config.soft * torch.sigmoid(gap)
     shares = torch.where(negatives.isfinite(), (towards - negatives).exp(), 0.0)
-    slope = -_by_squared(slopes.sum(1, keepdim=True) * shares, part.to_negatives, config.distance)
-    slope.scatter_add_(1, part.positives, _by_squared(slopes, part.d_positives, config.distance))
+    slope = -slope_by_squared(slopes.sum(1, keepdim=True) * shares, part.to_negatives, config.distance)
+    slope.scatter_add_(1, part.positives, slope_by_squared(slopes, part.d_positives, config.distance))
     return F.softplus(gap).sum(), real.sum(), part.is_positive.sum(), slope
 
 
@@ -136,10 +107,3 @@ LOSSES: dict[Dense, Callable[[Block, MiningConfig], Sums]] = {
     "n_pair": _every_pair,
     "multi_similarity": _every_anchor,
 }
-
-
-def _by_squared(slope: Tensor, distances: Tensor, distance: Distance) -> Tensor:
-    """dL/dS for the squared distance S, of dL/dd; 0 at d = 0."""
-    if distance == "squared":
-        return slope
-    return torch.where(distances > 0, slope / (2 * distances), 0.0)

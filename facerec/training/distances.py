@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Ints = NDArray[np.int64]
 Distance = Literal["squared", "l2"]
 """Squared L2, on unit vectors in [0, 4], or L2, in [0, 2]."""
 
@@ -21,23 +24,29 @@ BLOCK_DISTANCES = 2**24
 
 @dataclass(frozen=True)
 class Anchors:
-    """A rank's own embeddings, and the global batch that each of them is mined against."""
+    """A rank's own embeddings, and the global batch that each of them is mined against.
+
+    Labels and faces are on the host, where the loader made them: whatever depends on them needs no wait for the device.
+    """
 
     local: Tensor
     """[n, d]: rows ``first`` to first + n of ``everyone``, with this rank's graph."""
     everyone: Tensor
     """[b, d]."""
-    labels: Tensor
-    """int64 [b]."""
-    faces: Tensor
-    """int64 [b]. A face is no positive of itself, also where it stands in the batch twice."""
+    labels: Ints
+    """[b]."""
+    faces: Ints
+    """[b]. A face is not its own positive, also if the batch contains it twice."""
     first: int = 0
 
-    def among(self, rows: Tensor) -> Anchors:
-        """Some rows of the global batch, bool [b], by themselves. They keep their order, so the anchors lie together in it."""
-        mine = rows[self.first : self.first + len(self.local)]
-        of = (self.everyone[rows], self.labels[rows], self.faces[rows])
-        return Anchors(self.local[mine], *of, first=int(rows[: self.first].sum()))
+    def among(self, rows: NDArray[np.bool_]) -> Anchors:
+        """Some rows of the global batch, [b], by themselves. They keep their order, so the anchors stay adjacent."""
+        mine, device = rows[self.first : self.first + len(self.local)], self.local.device
+        local = self.local[on_device(np.flatnonzero(mine), device)]
+        everyone = self.everyone[on_device(np.flatnonzero(rows), device)]
+        return Anchors(
+            local, everyone, self.labels[rows], self.faces[rows], first=int(rows[: self.first].sum())
+        )
 
     def detached(self) -> Anchors:
         """The same without a graph."""
@@ -46,13 +55,14 @@ class Anchors:
 
 def blocks(anchors: Anchors, distance: Distance = "squared", block: int | None = None) -> Iterator[Block]:
     """The distances of the anchors, ``block`` rows at a time."""
-    local, runs = anchors.local, _Runs.of(anchors.labels)
+    local = anchors.local
+    runs = _Runs.of(anchors.labels, anchors.faces, local.device)
     block = min(block or max(1, BLOCK_DISTANCES // len(anchors.everyone)), max(len(local), 1))
     space = _Workspace.of(_full_precision(anchors.everyone), block, distance)
     for start in range(0, max(len(local), 1), block):  # a block of none, for a rank with none of a share
         rows = torch.arange(start, min(start + block, len(local)), device=local.device)
         vectors = _full_precision(local[start : start + block])
-        yield Block.of(rows, vectors, anchors.faces, anchors.first, runs, space)
+        yield Block.of(rows, vectors, anchors.first, runs, space)
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,6 @@ class Block:
         cls,
         rows: Tensor,
         anchors: Tensor,
-        faces: Tensor,
         first: int,
         runs: _Runs,
         space: _Workspace,
@@ -79,7 +88,7 @@ class Block:
         distances = space.distances_of(anchors)
         mates, is_mate = runs.mates(rows + first)
         d_mates = space.to_mates(anchors, mates)
-        is_positive = is_mate & (faces[mates] != faces[rows + first][:, None])
+        is_positive = is_mate & (runs.faces[mates] != runs.faces[rows + first][:, None])
         return cls(rows, mates, is_positive, d_mates, distances.scatter_(1, mates, torch.inf), space)
 
     def nearest_beyond(self, d_ap: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,12 +115,14 @@ class _Workspace:
     distances: Tensor  # [block, b]
     beyond: Tensor  # [block, b]
     mask: Tensor  # bool [block, b]
+    infinite: Tensor  # scalar; a new one for each block would make the host wait for the device
 
     @classmethod
     def of(cls, everyone: Tensor, block: int, distance: Distance) -> _Workspace:
         distances, beyond = everyone.new_empty(2, block, len(everyone))
         mask = torch.empty_like(distances, dtype=torch.bool)
-        return cls(everyone, everyone.square().sum(1), distance, distances, beyond, mask)
+        infinite = everyone.new_full((), torch.inf)
+        return cls(everyone, everyone.square().sum(1), distance, distances, beyond, mask, infinite)
 
     def distances_of(self, anchors: Tensor) -> Tensor:
         """Distances of anchors [r, d] to everyone, [r, b], never below 0; by the Gram matrix."""
@@ -130,31 +141,41 @@ class _Workspace:
         """The distances above ``least`` [r, 1], infinite elsewhere."""
         room, mask = self.beyond[: len(distances)], self.mask[: len(distances)]
         torch.gt(distances, least, out=mask)
-        return torch.where(mask, distances, distances.new_tensor(torch.inf), out=room)
+        return torch.where(mask, distances, self.infinite, out=room)
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """Rows sorted by label, so that an anchor's positives are a short run and not a mask b wide."""
+    """Rows sorted by label, so that an anchor's positives are a short run and not a mask of width b."""
 
     order: Tensor  # int64 [b], rows by label
     starts: Tensor  # int64 [b], where a row's run starts in ``order``
     lengths: Tensor  # int64 [b], how long it is
+    faces: Tensor  # int64 [b]
+    longest: int
 
     @classmethod
-    def of(cls, labels: Tensor) -> _Runs:
-        _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-        starts = counts.cumsum(0) - counts
-        return cls(torch.argsort(labels, stable=True), starts[inverse], counts[inverse])
+    def of(cls, labels: Ints, faces: Ints, device: torch.device) -> _Runs:
+        _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        first = np.cumsum(counts) - counts
+        table = np.stack([np.argsort(labels, kind="stable"), first[inverse], counts[inverse], faces])
+        order, starts, lengths, numbers = on_device(table, device).unbind()
+        return cls(order, starts, lengths, numbers, int(counts.max(initial=1)))
 
     def mates(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """All rows of the same label, itself included: int64 [r, q] and which of them are real, bool [r, q].
 
-        The others, where a person has fewer than q, repeat one of the same label.
+        Where a person has fewer than q, the others repeat a row of the same label.
         """
-        offsets = torch.arange(int(self.lengths.max()), device=rows.device)
+        offsets = torch.arange(self.longest, device=rows.device)
         real = offsets < self.lengths[rows][:, None]
         return self.order[self.starts[rows][:, None] + torch.where(real, offsets, 0)], real
+
+
+def on_device(array: Ints, device: torch.device) -> Tensor:
+    """An array as a tensor on the device. To a GPU it goes from pinned memory, for which the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _full_precision(embeddings: Tensor) -> Tensor:

@@ -90,10 +90,10 @@ class Share:
     step: int
     images: Tensor
     """RGB uint8 [n, side, side, 3]: a quarter of what the network takes, made that a micro-batch at a time."""
-    labels: Tensor
-    """int64 [b], of the global batch."""
-    faces: Tensor
-    """int64 [b], ordinals of the global batch."""
+    labels: NDArray[np.int64]
+    """[b], of the global batch."""
+    faces: NDArray[np.int64]
+    """[b], ordinals of the global batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Loader:
         faces = (pool.map if pool else map)(self._face, jpegs, drawn)
         images = torch.from_numpy(np.stack(list(faces)))
         images = images.pin_memory() if self.pin else images
-        return Share(step, images, torch.from_numpy(batch.labels), torch.from_numpy(batch.faces))
+        return Share(step, images, batch.labels, batch.faces)
 
     def ahead(self, steps: range, groups: range) -> Generator[Share, None, None]:
         """The same for steps in order, made by a thread while the caller trains."""

@@ -104,8 +104,8 @@ def _totals(sums: TripletSum) -> tuple[float, int, int]:
 
 
 def _quantiles(local: Tensor) -> list[float]:
-    """[10 %, 50 %, 90 %] over all ranks' values; zeros where there are none."""
-    values = _of_all_ranks(local).double().numpy()
+    """[10 %, 50 %, 90 %] over all ranks' values without NaN; zeros if there are none."""
+    values = _of_all_ranks(local[local.isfinite()]).double().numpy()
     return (
         [float(value) for value in np.quantile(values, [0.1, 0.5, 0.9])] if len(values) else [0.0, 0.0, 0.0]
     )

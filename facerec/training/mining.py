@@ -118,14 +118,16 @@ def mine(
     semi-hard negative, else nearest negative.
     """
     with torch.no_grad(), torch.autocast(anchors.local.device.type, enabled=False):
-        parts = [_mine_block(miner, part, margin) for part in blocks(anchors, distance, block)]
+        parts = [mine_block(miner, part, margin) for part in blocks(anchors, distance, block)]
     return Triplets(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""The fields of Triplets."""
 
 
-def _mine_block(miner: Miner, block: Block, margin: float) -> Columns:
+def mine_block(miner: Miner, block: Block, margin: float) -> Columns:
+    """The triplets of the anchors of one block."""
     if miner == "semi_hard":
         if block.positives.shape[1] > SORT_ABOVE and block.to_negatives.dtype == torch.float32:
             return _semi_hard_by_sorting(block, margin)
@@ -150,7 +152,7 @@ def _semi_hard_by_sorting(block: Block, margin: float) -> Columns:
     """The same for all positives of every row: one sort, and a binary search for each."""
     d_ap, b = block.d_positives, block.to_negatives.shape[1]
     keys = _sorted(_keys(block.to_negatives, torch.arange(b, device=d_ap.device)))
-    place = torch.searchsorted(keys, _keys(d_ap, torch.tensor(_LOW_HALF)), right=True).clamp_max_(b - 1)
+    place = torch.searchsorted(keys, _keys(d_ap, _LOW_HALF), right=True).clamp_max_(b - 1)
     negatives = keys.gather(1, place) & _LOW_HALF
     d_an = block.to_negatives.gather(1, negatives)
     valid = block.is_positive & (d_an > d_ap) & (d_an < d_ap + margin)
@@ -162,10 +164,10 @@ def _semi_hard_by_sorting(block: Block, margin: float) -> Columns:
 _LOW_HALF = 2**32 - 1
 
 
-def _keys(distances: Tensor, low: Tensor) -> Tensor:
+def _keys(distances: Tensor, low: Tensor | int) -> Tensor:
     """int64 keys that sort by distance, then by ``low``: floats of 0 or more sort as their bits do."""
     bits = distances.contiguous().view(torch.int32)
-    return bits.long().bitwise_left_shift_(32).bitwise_or_(low.to(distances.device))
+    return bits.long().bitwise_left_shift_(32).bitwise_or_(low)
 
 
 def _sorted(keys: Tensor) -> Tensor:

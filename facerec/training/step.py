@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +24,11 @@ from facerec.models.precision import full_or_half
 from facerec.training.batchnorm import RunningStatistics, kept_statistics
 from facerec.training.clock import Clock
 from facerec.training.dense import dense_sum, is_dense
-from facerec.training.distances import Anchors, Distance, blocks
+from facerec.training.distances import Anchors, Distance, Ints, blocks, on_device
 from facerec.training.gather import gather, world
 from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
 from facerec.training.metric_learning import library_loss
-from facerec.training.mining import Miner, MiningConfig, mine
+from facerec.training.mining import Miner, MiningConfig
 
 Library = tuple[nn.Module, nn.Module | None]
 """A loss of pytorch-metric-learning, and a miner or none."""
@@ -84,8 +85,8 @@ class Forward:
 def descend(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
-    faces: Tensor,
+    labels: Ints,
+    faces: Ints,
     *,
     seeds: Sequence[int],
     sizes: Sequence[int],
@@ -97,9 +98,11 @@ def descend(
 ) -> Forward:
     """Embed this rank's images, uint8 [n, s, s, 3], mine them against the global batch, and add the gradient of the loss.
 
-    ``model`` is a MicroBatches or DDP around one. ``labels`` and ``faces`` are those of the global batch, int64 [b];
+    ``model`` is a MicroBatches or DDP around one. ``labels`` and ``faces`` are those of the global batch, [b] on the host;
     ``sizes`` are all ranks' n, in rank order; ``library`` is a loss of pytorch-metric-learning in place of the
     triplet loss; ``cache``, equal on all ranks, is gradient caching.
+
+    On a GPU the host does not wait for the device, except within ``library``.
     """
     clock = clock or Clock()
     with clock("forward"), torch.set_grad_enabled(not cache):
@@ -127,22 +130,20 @@ def _in_shares(miner: Miner, anchors: Anchors, mining: MiningConfig) -> TripletS
     """Each share of the people mined by itself."""
     if mining.shares == 1:
         return _triplets(miner, anchors, mining)
-    share = torch.unique(anchors.labels, return_inverse=True)[1] % mining.shares
+    share = np.unique(anchors.labels, return_inverse=True)[1] % mining.shares
     sums = [_triplets(miner, anchors.among(share == number), mining) for number in range(mining.shares)]
     return sum(sums[1:], sums[0])
 
 
 def _triplets(miner: Miner, anchors: Anchors, mining: MiningConfig) -> TripletSum:
-    if is_dense(miner):
-        return dense_sum(miner, anchors, mining)
-    triplets = mine(miner, anchors, mining.margin, distance=mining.distance)
-    return triplet_sum(anchors, triplets, mining)
+    return dense_sum(miner, anchors, mining) if is_dense(miner) else triplet_sum(miner, anchors, mining)
 
 
 def _by_library(library: Library, anchors: Anchors, mining: MiningConfig) -> tuple[Tensor, TripletSum]:
     """The library's loss, and the distances of batch-hard triplets, so that telemetry tells of the same things."""
     torch.manual_seed(int(anchors.faces.sum()))  # what a miner draws must be the same on all ranks
-    loss = library_loss(anchors.everyone, anchors.labels, *library)
+    labels = on_device(anchors.labels, anchors.everyone.device)
+    loss = library_loss(anchors.everyone, labels, *library)
     hard = _triplets("batch_hard", anchors.detached(), mining)
     one = torch.ones((), dtype=torch.int64, device=loss.device)
     return loss, TripletSum(loss.detach(), one, one, hard.d_ap, hard.d_an)

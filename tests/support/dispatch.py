@@ -49,6 +49,10 @@ WAITS = frozenset(
 """Operations for which the host waits until the device has done all before: a number is read, or a shape depends on data."""
 
 
+PINNED = "on_device"
+"""The function that copies from the host through pinned memory, for which the host does not wait."""
+
+
 class Dispatched(TorchDispatchMode):
     """Within: counts the operations by kind, on any device."""
 
@@ -62,7 +66,9 @@ class Dispatched(TorchDispatchMode):
         name = operation.name().removeprefix("aten::")
         self.launches += name not in VIEWS
         if name in WAITS or (name.startswith("index") and _by_mask(args)):
-            self.waits[f"{name} in {_line()}"] += 1
+            function, line = _place()
+            if function != PINNED:
+                self.waits[f"{name} in {line}"] += 1
         return operation(*args, **(kwargs or {}))
 
 
@@ -72,6 +78,11 @@ def _by_mask(args: Any) -> bool:
     return any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in indices)
 
 
-def _line() -> str:
+def _place() -> tuple[str, str]:
+    """The function of the package that asks, and its line."""
     inside = [frame for frame in traceback.extract_stack() if "/facerec/" in frame.filename]
-    return f"{inside[-1].filename.rsplit('/', 1)[-1]}:{inside[-1].lineno}" if inside else "?"
+    return (
+        (inside[-1].name, f"{inside[-1].filename.rsplit('/', 1)[-1]}:{inside[-1].lineno}")
+        if inside
+        else ("", "?")
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,8 +95,8 @@ def our_step(
     result = descend(
         model,
         images[ours.start * MICRO : ours.stop * MICRO],
-        labels,
-        faces,
+        labels.numpy(),
+        faces.numpy(),
         seeds=[900 + group for group in ours],
         sizes=[count * MICRO for count in counts],
         miner=miner,
@@ -251,8 +252,8 @@ def test_a_step_without_any_triplet_has_a_zero_gradient_and_not_none() -> None:
         result = descend(
             MicroBatches(network, 6),
             images,
-            torch.arange(len(images)),
-            faces,
+            np.arange(len(images)),
+            faces.numpy(),
             seeds=range(6),
             sizes=[len(images)],
             miner="batch_hard",
@@ -303,8 +304,8 @@ def test_in_bf16_gradient_caching_gives_the_gradient_of_the_kept_graph_and_embed
         result = descend(
             MicroBatches(network, 6, "bf16"),
             images.float(),
-            labels,
-            faces,
+            labels.numpy(),
+            faces.numpy(),
             seeds=range(6),
             sizes=[len(images)],
             miner="batch_hard",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray.train
 import torch
@@ -373,7 +374,7 @@ def test_collapse_is_said_after_three_lines_and_names_what_to_change(
 
 def test_the_nearest_other_person_is_as_far_as_the_miner_measures() -> None:
     embeddings = torch.nn.functional.normalize(torch.randn(12, 8), dim=1)
-    anchors = Anchors(embeddings, embeddings, torch.arange(12) // 3, torch.arange(12))
+    anchors = Anchors(embeddings, embeddings, np.arange(12) // 3, np.arange(12))
     squared, plain = nearest_negatives(anchors, "squared"), nearest_negatives(anchors, "l2")
     assert torch.allclose(plain**2, squared, atol=1e-6)
     assert not torch.allclose(plain, squared, atol=1e-2)

@@ -23,6 +23,11 @@ DENSE: list[Miner] = ["batch_all", "n_pair", "multi_similarity"]
 Found = set[tuple[int, int, int]]
 
 
+def anchors_of(local: Tensor, everyone: Tensor, labels: Tensor, faces: Tensor, first: int = 0) -> Anchors:
+    """With labels and faces as the loader gives them."""
+    return Anchors(local, everyone, labels.numpy(), faces.numpy(), first)
+
+
 def random_batch(seed: int, size: int = 24, people: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     """Unit vectors [b, 5] float64, labels, and faces of which some stand twice; one person has a single face."""
     random = torch.Generator().manual_seed(seed)
@@ -64,7 +69,7 @@ def mined(
 ) -> Found:
     embeddings, labels, faces = batch
     local = embeddings[rows.start : rows.stop]
-    found = mine(miner, Anchors(local, embeddings, labels, faces, rows.start), margin, block=block)
+    found = mine(miner, anchors_of(local, embeddings, labels, faces, rows.start), margin, block=block)
     columns = [found.anchors + rows.start, found.positives, found.negatives]
     return {tuple(row) for row in torch.stack(columns, 1)[found.valid].tolist()}  # type: ignore[misc]
 
@@ -104,9 +109,8 @@ def test_a_batch_of_one_person_or_of_single_faces_has_no_triplet(miner: Miner) -
 def test_equal_embeddings_have_a_finite_gradient(distance: Distance) -> None:
     embeddings = F.normalize(torch.ones(8, 4), dim=1).requires_grad_()
     labels, faces = torch.arange(8) % 4, torch.arange(8)
-    anchors = Anchors(embeddings, embeddings, labels, faces)
-    found = mine("batch_hard", anchors, 0.2, distance=distance)
-    sums = triplet_sum(anchors, found, MiningConfig(margin=0.2, distance=distance))
+    anchors = anchors_of(embeddings, embeddings, labels, faces)
+    sums = triplet_sum("batch_hard", anchors, MiningConfig(margin=0.2, distance=distance))
     sums.total.backward()  # type: ignore[no-untyped-call]
     assert int(sums.active) == 8
     torch.testing.assert_close(sums.total / 8, torch.tensor(0.2))
@@ -116,7 +120,7 @@ def test_equal_embeddings_have_a_finite_gradient(distance: Distance) -> None:
 
 def test_mining_keeps_full_precision_under_autocast() -> None:
     embeddings, labels, faces = random_batch(1)
-    anchors = Anchors(embeddings.float(), embeddings.float(), labels, faces)
+    anchors = anchors_of(embeddings.float(), embeddings.float(), labels, faces)
     plain = mine("semi_hard", anchors, 0.2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = mine("semi_hard", anchors, 0.2)
@@ -148,8 +152,8 @@ def test_every_anchor_positive_pair_is_counted_with_a_negative_or_without(miner:
     embeddings, labels, faces = random_batch(0)
     everyone = range(len(labels))
     pairs = [(a, p) for a in everyone for p in everyone if labels[a] == labels[p] and faces[a] != faces[p]]
-    anchors = Anchors(embeddings, embeddings, labels, faces)
-    sums = triplet_sum(anchors, mine(miner, anchors, margin=0.01), MiningConfig(margin=0.01))
+    anchors = anchors_of(embeddings, embeddings, labels, faces)
+    sums = triplet_sum(miner, anchors, MiningConfig(margin=0.01))
     assert int(sums.looked_at) == (len(pairs) if miner == "semi_hard" else len({a for a, _ in pairs}))
     if miner == "semi_hard":
         assert 0 < int(sums.active) < int(sums.looked_at)
@@ -194,11 +198,10 @@ def test_loss_and_gradient_are_those_of_triple_loops(miner: Miner, config: Minin
 def _summed(
     miner: Miner, embeddings: Tensor, labels: Tensor, faces: Tensor, rows: range, config: MiningConfig
 ) -> TripletSum:
-    anchors = Anchors(embeddings[rows.start : rows.stop], embeddings, labels, faces, rows.start)
+    anchors = anchors_of(embeddings[rows.start : rows.stop], embeddings, labels, faces, rows.start)
     if is_dense(miner):
         return dense_sum(miner, anchors, config, block=4)
-    found = mine(miner, anchors, config.margin, distance=config.distance, block=4)
-    return triplet_sum(anchors, found, config)
+    return triplet_sum(miner, anchors, config, block=4)
 
 
 def _plain_losses(
@@ -258,7 +261,7 @@ def test_multi_similarity_is_the_library_s() -> None:
     expected.backward()
     embeddings = plain.detach().clone().requires_grad_()
     unit = F.normalize(embeddings, dim=1)
-    sums = dense_sum("multi_similarity", Anchors(unit, unit, labels, faces), MiningConfig(), block=7)
+    sums = dense_sum("multi_similarity", anchors_of(unit, unit, labels, faces), MiningConfig(), block=7)
     sums.total.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(sums.total, expected)
     assert int(sums.looked_at) == sum(int((labels == label).sum()) > 1 for label in labels)
