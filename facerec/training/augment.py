@@ -71,7 +71,7 @@ def augment(image: Image, side: int, config: AugmentConfig, drawn: NDArray[np.fl
     if config.rotation:
         face = _turned(face, config.rotation * (2 * turn - 1))
     if flip < config.flip:
-        face = np.ascontiguousarray(face[:, ::-1])
+        face = np.asarray(cv2.flip(face, 1), np.uint8)
     face = _relight(
         face,
         config.brightness * (2 * light - 1),
@@ -114,5 +114,5 @@ def _hidden(face: Image, width: float, height: float, x: float, y: float) -> Ima
     columns, rows = (max(1, round(side * LARGEST_PATCH * (0.2 + 0.8 * part))) for part in (width, height))
     left, top = round((side - columns) * x), round((side - rows) * y)
     face = face.copy()
-    face[top : top + rows, left : left + columns] = face.mean(axis=(0, 1))
+    face[top : top + rows, left : left + columns] = cv2.mean(face)[:3]
     return face

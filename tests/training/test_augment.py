@@ -83,3 +83,13 @@ def test_colour_moves_the_channels_apart_by_no_more_than_the_setting() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="--augment"):
         AugmentConfig(**wrong)
+
+
+def test_the_hidden_patch_has_the_mean_colour_in_the_bits_that_numpy_gives() -> None:
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        face = random.integers(0, 256, (int(random.integers(32, 225)),) * 2 + (3,)).astype(np.uint8)
+        hidden, mean = changed(face, seed, occlusion=1.0), np.zeros(3, np.uint8)
+        mean[:] = face.mean(axis=(0, 1))
+        assert (hidden != face).any()
+        assert np.array_equal(np.unique(hidden[(hidden != face).any(axis=2)], axis=0), mean[None])
