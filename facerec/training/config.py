@@ -18,7 +18,7 @@ from facerec.training.validation import ValidationConfig
 
 INDIFFERENT = (
     *("faces", "run", "num_workers", "gpu", "threads", "loader_threads", "compile"),
-    *("validation", "checkpoint_every", "keep", "log_every"),
+    *("validation", "checkpoint_every", "keep", "log_every", "profile"),
 )
 """Settings that may change between a run's attempts. The faces are pinned by their hash, so they may move."""
 
@@ -95,6 +95,8 @@ class TrainConfig:
     """Checkpoints kept; a second one is the way out of a damaged first."""
     log_every: int = 10
     """Steps between lines of metrics and progress."""
+    profile: int = 0
+    """Steps of which a trace is written to run/profile/, for Perfetto or chrome://tracing; the 10 steps before are left out."""
     threads: int = 1
     """CPU threads a worker computes with."""
     loader_threads: int = 1
@@ -108,6 +110,10 @@ class TrainConfig:
         for name in ("steps", "checkpoint_every", "keep", "log_every", "threads", "loader_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose 1 or more (--{name})")
+        if self.profile < 0:
+            raise ConfigError(
+                f"profile is {self.profile}; choose 0 for none, or a number of steps (--profile)"
+            )
         least, most = self.workers
         if least < 0 or most < least or (least == 0 and most):
             raise ConfigError(

@@ -16,13 +16,16 @@ from facerec.training.gather import world
 from facerec.training.measures import CollapseWatch, measure, progress_line
 from facerec.training.plan import Plan
 from facerec.training.step import Forward
+from facerec.training.utilisation import utilisation
 
 
 class Journal:
     """Metrics of one rank's run. Global numbers, but for ``seconds`` and ``memory_mb``, which are rank 0's."""
 
-    def __init__(self, plan: Plan, clock: Clock, start: int, elapsed_s: float) -> None:
-        self._plan, self._clock, self._rank = plan, clock, world()[0]
+    def __init__(
+        self, plan: Plan, clock: Clock, start: int, elapsed_s: float, flops_per_face: int | None = None
+    ) -> None:
+        self._plan, self._clock, self._rank, self._flops = plan, clock, world()[0], flops_per_face
         self._watch = CollapseWatch(plan.loss_at_collapse, plan.config.mining.margin)
         self._began = time.monotonic() - elapsed_s
         self._last = (start, time.monotonic())
@@ -63,6 +66,9 @@ class Journal:
             "memory_mb": memory_mb(),
             **extra,
         }
+        device = torch.cuda.get_device_name() if self._plan.config.gpu else ""
+        speed, workers = metrics["images_per_s"], metrics["workers"]
+        metrics |= utilisation(speed, self._flops, workers, device, self._plan.precision)
         self._plan.require_held()
         self._lines.append(metrics)
         numbers = flat(metrics)

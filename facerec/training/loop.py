@@ -30,7 +30,9 @@ from facerec.training.journal import Journal
 from facerec.training.loader import FaceStore, Loader, Share
 from facerec.training.notice import Notice
 from facerec.training.plan import Plan
+from facerec.training.profiling import profiled
 from facerec.training.step import Forward, MicroBatches, descend
+from facerec.training.utilisation import flops_per_face
 from facerec.training.validation import Validation
 from facerec.training.verdict import verdict
 
@@ -90,14 +92,17 @@ class Worker:
         start, elapsed = self._resume()
         self.notice = Notice(self.config.workers != (0, 0), start)
         self.untrained = self._keep_untrained() if start == 0 else {}
+        flops = flops_per_face(self.network, self.config.model.side) if self.rank == 0 else None
         if self.config.compile:
             self.network.network.compile()
         model = _distributed(MicroBatches(self.network, self.plan.shape.groups, self.plan.precision))
-        journal = Journal(self.plan, self.clock, start, elapsed)
+        journal = Journal(self.plan, self.clock, start, elapsed, flops)
+        profile = profiled(self.plan, start, self.rank)
         shares = self.loader.ahead(range(start, self.config.steps), self.groups)
-        with contextlib.closing(shares), contextlib.closing(journal):
+        with contextlib.closing(shares), contextlib.closing(journal), profile as step_done:
             while batch := self._next(shares):
                 self._step(model, batch, journal)
+                step_done()
         if self.rank == 0:
             self._save_best()
             self._save_model("model", self.trained, self.config.steps)
