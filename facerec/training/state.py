@@ -58,7 +58,10 @@ def save(
     keep: int,
     fence: Fence | None = None,
 ) -> None:
-    """Write the checkpoint after ``step`` steps, then remove all but the last ``keep`` and the best one.
+    """Write the checkpoint after ``step`` steps, then remove all but the last ``keep`` complete ones and the best one.
+
+    Removes checkpoints of later steps too: the run that resumed before them found them damaged. They would otherwise
+    count as the newest, and the complete one would be removed.
 
     Raises BusyError, and changes nothing, if the run folder now belongs to another run.
     """
@@ -71,12 +74,10 @@ def save(
     digest = hashlib.sha256(payload).hexdigest()
     about = {"step": step, "file": name, "sha256": digest, "model": asdict(config), "score": score}
     write(storage.join(place, "state.json"), storage.json_bytes(about))
-    best = _by_score(folder)[:1]
-    for old in _places(folder)[:-keep]:
-        if old not in best:
-            if fence:
-                fence.require()
-            storage.remove_tree(old)
+    for old in _superseded(folder, step, keep):
+        if fence:
+            fence.require()
+        storage.remove_tree(old)
 
 
 def latest(folder: str, config: ModelConfig) -> State | None:
@@ -88,14 +89,14 @@ def latest(folder: str, config: ModelConfig) -> State | None:
 
 
 def newest_step(folder: str) -> int:
-    """The step of the newest checkpoint, whole or not, 0 without any: whether a run gets on."""
-    places = _places(folder)
-    return int(places[-1].rsplit("-", 1)[1]) if places else 0
+    """The step of the newest complete checkpoint, or 0 if there is none. Its hash is not verified."""
+    complete = filter(_is_complete, reversed(_places(folder)))
+    return next(map(_step, complete), 0)
 
 
 def best(folder: str, config: ModelConfig) -> State | None:
     """The whole checkpoint with the highest score, the first of equals; None where none has one."""
-    return _first_whole(_by_score(folder), config)
+    return _first_whole(_by_score(_places(folder)), config)
 
 
 def _first_whole(places: Iterable[str], config: ModelConfig) -> State | None:
@@ -111,9 +112,27 @@ def _first_whole(places: Iterable[str], config: ModelConfig) -> State | None:
     return None
 
 
-def _by_score(folder: str) -> list[str]:
-    """The checkpoints that have a score, best first."""
-    scores = {place: _about(place).get("score") for place in _places(folder)}
+def _superseded(folder: str, newest: int, keep: int) -> list[str]:
+    """The checkpoints that are not needed any more, now that the one of step ``newest`` is written."""
+    places = _places(folder)
+    until = [place for place in places if _step(place) <= newest]
+    kept = {*list(filter(_is_complete, until))[-keep:], *_by_score(until)[:1]}
+    return [place for place in places if place not in kept]
+
+
+def _step(place: str) -> int:
+    """The step of a checkpoint, from the name of its folder."""
+    return int(place.rsplit("-", 1)[1])
+
+
+def _is_complete(place: str) -> bool:
+    """Whether the checkpoint was written to its end: ``state.json`` is written last."""
+    return storage.exists(storage.join(place, "state.json"))
+
+
+def _by_score(places: list[str]) -> list[str]:
+    """Those of the checkpoints that have a score, best first."""
+    scores = {place: _about(place).get("score") for place in places}
     scored = {place: score for place, score in scores.items() if isinstance(score, int | float)}
     return sorted(scored, key=lambda place: -scored[place])
 

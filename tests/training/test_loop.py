@@ -260,6 +260,35 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_named(
         state.latest(str(tmp_path), ModelConfig())
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("torn", ["state.pt", "state.json"])
+def test_a_torn_newest_checkpoint_never_displaces_the_complete_one(
+    tmp_path: Path, keep: int, torn: str
+) -> None:
+    """A kill leaves a checkpoint without state.json, or a disk damages one; the next save is of an earlier step."""
+    for step in (200, 300):
+        state.save(str(tmp_path), step, {}, MODEL, score=0.5 if step == 300 else None, keep=2)
+    newest = tmp_path / "step-00000300"
+    (newest / "state.pt").write_bytes(b"half")
+    if torn == "state.json":
+        (newest / "state.json").unlink()
+        assert state.newest_step(str(tmp_path)) == 200
+    state.save(str(tmp_path), 237, {}, MODEL, score=None, keep=keep)
+    expected = ["step-00000200", "step-00000237"][-keep:]
+    assert sorted(place.name for place in tmp_path.iterdir()) == expected
+    found = state.latest(str(tmp_path), MODEL)
+    assert found is not None
+    assert found.step == state.newest_step(str(tmp_path)) == 237
+
+
+def test_a_torn_checkpoint_is_not_one_of_those_that_are_kept(tmp_path: Path) -> None:
+    for step in (100, 200):
+        state.save(str(tmp_path), step, {}, MODEL, score=None, keep=2)
+    (tmp_path / "step-00000200" / "state.json").unlink()
+    state.save(str(tmp_path), 300, {}, MODEL, score=None, keep=2)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["step-00000100", "step-00000300"]
+
+
 def test_the_best_checkpoint_by_validation_outlives_the_last_ones(tmp_path: Path) -> None:
     for step, score in enumerate([0.1, 0.7, 0.7, 0.3, 0.2, None], start=1):
         state.save(str(tmp_path), step, {}, MODEL, score=score, keep=2)
