@@ -2,8 +2,8 @@
 
 An epoch is shown row group by row group (see takes), and cut into *windows* that feed some S whole global batches
 each, so that the row groups of a few steps are read once and then done with. Where the set is large, the window is
-cut into *bundles*, one for every two micro-batches: a bundle has row groups of its own, and so a row group is read by
-the one or two workers that train on it, whatever their number.
+cut into *bundles*, one for every two micro-batches, or for as many as hold the K faces of an identity: a bundle has row
+groups of its own, and so a row group is read by the few workers that train on it, whatever their number.
 
 Legend: P identities a batch, K faces an identity, m faces a micro-batch, G micro-batches a batch, S steps a window,
 n identities of a bundle.
@@ -156,14 +156,18 @@ class Layout:
 
     @classmethod
     def of(cls, shape: BatchShape, spans: Spans) -> Layout:
-        """Bundles where identities are many and the set is large; else one window for all, at most the whole set."""
-        bundles = max(1, shape.groups // 2)
+        """Bundles if there are many identities in many row groups; else one window for all, at most the whole set.
+
+        A bundle has 2 micro-batches, or more if an identity has more than 2m faces: every bundle has an identity.
+        """
+        width = max(2, math.ceil(shape.k / shape.micro_batch))
+        bundles = max(1, shape.groups // width)
         needed = _row_groups_for(math.ceil(shape.p / bundles), spans, BUNDLE_GROUPS)
         if len(spans.faces) < 2 * CHOICE * shape.p or spans.row_groups < 2 * bundles * needed:
             bundles, needed = 1, _row_groups_for(shape.p, spans, WINDOW_GROUPS)
         share = min(1.0, bundles * needed / spans.row_groups)
         steps = max(1, int(share * spans.faces.sum()) // shape.faces)
-        cuts = [*range(0, 2 * bundles, 2), shape.groups] if bundles > 1 else [0, shape.groups]
+        cuts = [*range(0, width * bundles, width), shape.groups] if bundles > 1 else [0, shape.groups]
         firsts = [cut * shape.micro_batch // shape.k for cut in cuts]
         order = np.concatenate([_dealt(a, b, shape.micro_batch) for a, b in itertools.pairwise(cuts)])
         return cls(tuple(itertools.pairwise(firsts)), order, steps, whole=share == 1)

@@ -128,6 +128,24 @@ def test_the_rows_that_two_micro_batches_train_on_come_from_row_groups_of_their_
     assert 32 * len(read[0]) < 1.15 * 32 * len(window)
 
 
+@pytest.mark.parametrize("k, micro_batch", [(40, 16), (40, 10), (40, 8), (6, 2), (4, 2), (4, 8)])
+def test_every_bundle_of_a_large_set_has_an_identity_however_small_the_micro_batch(
+    k: int, micro_batch: int
+) -> None:
+    """K = 40 is FaceNet's; with fewer than 2m faces for an identity, some bundles had none."""
+    index = index_of(*[12] * 1200, chunk=12, spans_a_group=1)
+    shape = BatchConfig(p=8, k=k, micro_batch=micro_batch).fit(1200)
+    schedule = Schedule(index, index.identities, shape, 0)
+    bundles = schedule._layout.bundles
+    assert len(bundles) > 1
+    assert all(stop > first for first, stop in bundles)
+    for step in (0, 1, 50, 51):
+        labels = schedule.batch(step).labels
+        assert set(Counter(labels.tolist()).values()) == {k}
+        for label in set(labels.tolist()):
+            assert len(set(np.flatnonzero(labels == label) // micro_batch)) >= 2
+
+
 @pytest.mark.parametrize("faces, k", [(2, 4), (2, 32), (3, 8), (8, 32), (24, 4), (90, 8)])
 @pytest.mark.parametrize("people", [2, 3, 6, 30, 400])
 @pytest.mark.parametrize("p", [2, 3, 6, 16])
