@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from facerec import seeding
@@ -43,11 +45,15 @@ class Spans:
 
     @classmethod
     def of(cls, index: FaceIndex, identities: Sequence[str]) -> Spans:
-        """Those of ``identities``, names of the index in ascending order; row groups of others are left out."""
-        label_of = np.full(
-            len(index.identities) + 1, -1, np.int32
-        )  # the last one is for spans without a name
-        label_of[np.searchsorted(index.identities, identities)] = np.arange(len(identities), dtype=np.int32)
+        """The spans of ``identities``, which are names of the index; row groups of other people are left out.
+
+        Names stay strings of their own length: as a NumPy array, every name would take the memory of the longest.
+        """
+        names = pa.array(identities, pa.string())
+        label_of = np.full(len(index.identities) + 1, -1, np.int32)  # the last is for spans without a name
+        label_of[pc.index_in(names, pa.array(index.identities, pa.string()))] = np.arange(
+            len(identities), dtype=np.int32
+        )
         labels = label_of[index.codes]
         spans = np.flatnonzero(labels >= 0)
         spans = spans[np.argsort(index.groups[spans], kind="stable")]
