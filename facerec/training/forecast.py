@@ -11,7 +11,7 @@ from facerec import publish
 from facerec.models.embedder import build
 from facerec.training import state
 from facerec.training.config import TrainConfig
-from facerec.training.loader import AHEAD, CACHE_BYTES
+from facerec.training.loader import CACHE_BYTES, HELD
 from facerec.training.plan import Plan, make_plan
 from facerec.training.step import MicroBatches
 
@@ -55,7 +55,7 @@ def worker_bytes(plan: Plan, workers: int) -> int:
     copies = 5 + (config.ema > 0)  # weights, gradients and DDP's buckets of them, two moments
     cached = config.batch.cache and shape.groups > workers
     graphs = shape.micro_batch if cached else shape.sizes(workers)[0]
-    images = (AHEAD + 1) * shape.sizes(workers)[0] * 3 * config.model.side**2
+    images = HELD * shape.sizes(workers)[0] * 3 * config.model.side**2
     graph = graphs * kept_bytes(network, config.model.side, plan.precision)
     return PROCESS_BYTES + CACHE_BYTES + 4 * numbers * copies + images + graph
 

@@ -33,7 +33,9 @@ CACHE_BYTES = 2**30
 OPEN_FILES = 64
 """Shards held open: each takes a descriptor, and some 180 KB for its footer."""
 AHEAD = 2
-"""Steps decoded ahead: one in the making while another waits."""
+"""Finished shares that wait in the queue."""
+HELD = AHEAD + 2
+"""Shares in memory at once: those in the queue, the one being made, and the one being trained on."""
 
 
 class FaceStore:

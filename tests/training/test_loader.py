@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from facerec.training import loader
 from facerec.training.augment import AugmentConfig
 from facerec.training.batches import BatchShape
 from facerec.training.index import FaceIndex
-from facerec.training.loader import FaceStore, Loader
+from facerec.training.loader import HELD, FaceStore, Loader, Share
 from facerec.training.schedule import Schedule
 from tests.support.faces import write_faces
+from tests.support.processes import await_that
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,29 @@ def test_steps_made_ahead_are_the_steps_asked_for_and_leaving_early_stops_the_th
         assert share.step == step
         assert torch.equal(share.images, loader_of(faces).load(step, range(2)).images)
     shares.close()
+
+
+def test_as_many_shares_are_in_memory_as_the_forecast_counts(
+    faces: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, alive, most, load = 0, set[int](), 0, Loader.load
+
+    def counted(loader: Loader, step: int, *arguments: Any) -> Share:
+        nonlocal made, most
+        share = load(loader, step, *arguments)
+        alive.add(step)
+        weakref.finalize(share.images, alive.discard, step)
+        made, most = made + 1, max(most, len(alive))
+        return share
+
+    monkeypatch.setattr(Loader, "load", counted)
+    shares = loader_of(faces).ahead(range(8), range(2))
+    for taken in range(1, 9):
+        share = next(shares)
+        await_that(lambda: made >= min(8, taken + HELD - 1), lambda: f"{made} made")  # noqa: B023 - called at once
+        assert share.step == taken - 1
+        del share
+    assert most == HELD
 
 
 def test_a_missing_shard_is_one_line_in_the_thread_that_trains(tmp_path: Path) -> None:
