@@ -84,7 +84,8 @@ class TrainConfig:
     """bf16: matrix products in half precision, for faces to embeddings only. auto: bf16 on a GPU, and on a CPU that
     has it unless the network is depthwise; what it came to is kept in run.json."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then what is validated and saved; 0 for none."""
+    """Decay of a moving average of the weights, which is then validated and saved; 0 for none. After t steps the decay
+    is at most (1 + t) / (10 + t), so that a short run is not mostly its first weights."""
     num_workers: int | tuple[int, int] = 2
     """Ray workers that share each batch; [least, most] takes as many as there are; 0 trains here, without Ray."""
     gpu: bool = False

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from facerec import seeding
 from facerec.errors import ConfigError
@@ -21,6 +20,7 @@ from facerec.models.format import is_model, load_model, save_model
 from facerec.models.images import normalize
 from facerec.telemetry import read_json_lines
 from facerec.training import state
+from facerec.training.average import decay_at, moving_average, update
 from facerec.training.batchnorm import calibrate
 from facerec.training.clock import Clock
 from facerec.training.config import OptimizerConfig, TrainConfig
@@ -59,7 +59,7 @@ class Worker:
         self.rank, self.workers = world()
         self.device = _device(self.config.gpu, self.workers)
         self.network = _network(self.config).to(self.device).to(memory_format=torch.channels_last)
-        self.average = _average(self.network, self.config.ema)
+        self.average = moving_average(self.network, self.config.ema)
         self.optimizer = _optimizer(self.network, self.config.optimizer)
         self.curriculum = Curriculum(self.config.mining, self.config.steps, self.device)
         self.library = self.config.library.build() if self.config.library.loss else None
@@ -165,7 +165,7 @@ class Worker:
             group["lr"] = lr
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.network)
+            update(self.average, self.network, decay_at(self.config.ema, step))
 
     def _watch(self, done: int, result: Forward) -> None:
         """Keep the first step that was not finite, on the device: looking at it would wait for the GPU."""
@@ -232,7 +232,7 @@ class Worker:
         if found is None:
             return
         network, content = deepcopy(self.network), found.content()
-        average = _average(network, self.config.ema)
+        average = moving_average(network, self.config.ema)
         if average is None:
             network.load_state_dict(content["network"])
         else:
@@ -275,14 +275,6 @@ def _network(config: TrainConfig) -> Embedder:
     if config.init is None:
         return build(config.model, config.seed)
     return load_model(config.init)[0].train()
-
-
-def _average(network: Embedder, decay: float) -> Any:
-    """A moving average of weights and statistics, or None. Typed loosely: the library's class has no type of inner."""
-    if not decay:
-        return None
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
 def _optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -488,7 +488,12 @@ def test_a_moving_average_of_the_weights_is_what_is_saved(faces: Dataset, tmp_pa
         ]
         for step in (1, 2, 3)
     ]
-    expected = {name: states[0][name] / 4 + states[1][name] / 4 + states[2][name] / 2 for name in states[0]}
+    decays = (2 / 11, 3 / 12)  # both below 0.5
+    shares = (decays[0] * decays[1], (1 - decays[0]) * decays[1], 1 - decays[1])
+    expected = {
+        name: sum(share * weights[name] for share, weights in zip(shares, states, strict=True))
+        for name in states[0]
+    }
     saved = load_model(str(tmp_path / "average" / "model"))[0].state_dict()
     for name, value in saved.items():
         if value.is_floating_point():
