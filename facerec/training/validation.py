@@ -69,7 +69,8 @@ class Validation:
         return sum(self._sizes) > 0
 
     def score(self, network: nn.Module, device: torch.device, precision: str) -> dict[str, float]:
-        """``nearest_neighbour``: share of faces whose nearest other is of the same person; ``tar@0.01``. Collective.
+        """``nearest_neighbour``: share of faces whose nearest other is of the same person; ``faces``: how many were scored;
+        ``tar@0.01``. Collective.
 
         The network comes back in the mode it came in.
         """
@@ -115,7 +116,7 @@ def compare(local: Tensor, everyone: Tensor, labels: Tensor, first: int) -> dict
     finite = distances.isfinite()
     genuine, impostor = (_histogram(distances[finite & pairs]) for pairs in (same, ~same))
     counts = all_reduce(torch.cat([hits[None], genuine, impostor]))
-    scores = {"nearest_neighbour": float(counts[0]) / len(everyone)}
+    scores = {"nearest_neighbour": float(counts[0]) / len(everyone), "faces": float(len(everyone))}
     rate = _true_accept_rate(counts[1 : 1 + BINS].cpu().numpy(), counts[1 + BINS :].cpu().numpy())
     return scores if rate is None else scores | {f"tar@{FAR}": rate}
 

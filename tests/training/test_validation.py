@@ -54,12 +54,12 @@ def test_scores_are_those_of_all_pairs_on_every_rank(world_size: int) -> None:
 
 
 def test_an_ideal_embedder_scores_one() -> None:
-    assert our_scores(ideal=True) == {"nearest_neighbour": 1.0, f"tar@{FAR}": 1.0}
+    assert our_scores(ideal=True) == {"nearest_neighbour": 1.0, "faces": 98, f"tar@{FAR}": 1.0}
 
 
 def test_too_few_pairs_carry_no_accept_rate() -> None:
     rows, labels = embedded(ideal=True)
-    assert compare(rows[:14], rows[:14], labels[:14], 0) == {"nearest_neighbour": 1.0}
+    assert compare(rows[:14], rows[:14], labels[:14], 0) == {"nearest_neighbour": 1.0, "faces": 14}
 
 
 def test_a_few_faces_of_each_identity_are_looked_at_and_none_of_the_others() -> None:
