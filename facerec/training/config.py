@@ -75,7 +75,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Changes of the training faces."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """What is looked at, at every scheduled checkpoint, of people kept back for it."""
+    """Which faces are scored at every scheduled checkpoint."""
     steps: int = 600
     """Global batches to train on."""
     seed: int = 0

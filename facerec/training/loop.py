@@ -79,7 +79,9 @@ class Worker:
             threads=self.config.loader_threads,
             pin=self.config.gpu,
         )
-        self.validation = Validation(store, index, plan.split.validation, self.config.validation, side)
+        self.kept_back = bool(plan.split.validation)
+        scored = plan.split.validation or plan.identities
+        self.validation = Validation(store, index, scored, self.config.validation, side)
 
     @property
     def trained(self) -> Embedder:
@@ -136,12 +138,13 @@ class Worker:
             extra |= {"lr": config.optimizer.lr_at(batch.step, config.steps), "batches": self.chain}
             extra |= {"miner": config.library.loss or self.curriculum.miner}
             extra |= {"epoch": self.loader.schedule.epoch(batch.step)}
-            extra |= {"validation": scores} if scores else {}
+            extra |= {"validation" if self.kept_back else "training_people": scores} if scores else {}
             extra |= {"untrained": self.untrained} if self.untrained and done == 1 else {}
             journal.write(done, result, extra)
         self.curriculum.after(done, result.sums)
         if saves:
-            self._save_state(done, journal.elapsed_s, scores.get("nearest_neighbour"))
+            score = scores.get("nearest_neighbour") if self.kept_back else None
+            self._save_state(done, journal.elapsed_s, score)
 
     def _descend(self, model: nn.Module, batch: Share) -> Forward:
         config = self.config
@@ -243,8 +246,10 @@ class Worker:
         )
 
     def _keep_untrained(self) -> dict[str, float]:
-        """The control of every learning claim: the network at step 0, its BatchNorm set by some of the faces. Saved, and
-        its scores on the validation people. Collective: all ranks have the same weights, and look at a part of the faces each.
+        """Save the network at step 0, which is the control of every learning claim, and give its scores.
+
+        Its BatchNorm statistics are those of some training faces. The faces that are scored are the same as at the
+        checkpoints. Collective: all ranks have the same weights, and each scores a part of the faces.
         """
         missing = self.rank == 0 and not is_model(self.plan.uri("untrained"))
         if not missing and not self.validation:

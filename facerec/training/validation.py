@@ -1,7 +1,8 @@
 """How well people tell apart whom the run does not train on, while it trains.
 
 They are neither trained on nor the unseen people of the final score: they choose the best checkpoint, and whoever
-chooses cannot also be the judge. Each rank embeds a part of the faces and looks at the pairs of its own, so that
+chooses cannot also be the judge. If no people are kept back for it, some of the training people are scored in their place:
+that shows whether the run learns at all, and chooses no checkpoint. Each rank embeds a part of the faces and looks at the pairs of its own, so that
 nobody waits for one rank that does it all.
 """
 
@@ -32,7 +33,8 @@ FAR = 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Which faces of the validation identities are looked at, at every scheduled checkpoint."""
+    """Which faces are scored at every scheduled checkpoint: of the validation people, or of training people if none are
+    kept back for validation."""
 
     faces: int = 10
     """Faces an identity at most: those that lie together."""
@@ -47,7 +49,7 @@ class ValidationConfig:
 
 
 class Validation:
-    """One rank's part of the validation faces, held as JPEG bytes."""
+    """One rank's part of the faces that are scored, held as JPEG bytes."""
 
     def __init__(
         self,

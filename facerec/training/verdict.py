@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,7 +105,8 @@ def _scored(lines: list[dict[str, Any]]) -> Scored | None:
 def _doubt(lines: list[dict[str, Any]], scored: Scored | None, at_collapse: float | None) -> Verdict | None:
     """The verdict on a run that has learned nothing, or of which nothing shows that it has; None for others.
 
-    Scores decide if they differ from the untrained network's by more than noise. Otherwise the loss has to have fallen.
+    A large fall of the loss shows it, and so do scores that exceed the untrained network's by more than noise. The scores of
+    training people count only if the loss has fallen too: on few faces, BatchNorm's statistics alone change them.
     """
     start, last = _start(lines), _quarter(lines, 3)
     seen = f"the loss of the last quarter is {last:.4f} and was {start:.4f} in the first lines"
@@ -114,19 +116,28 @@ def _doubt(lines: list[dict[str, Any]], scored: Scored | None, at_collapse: floa
         best, before = _best(scored.checkpoints), scored.untrained
         noise = scored.noise((best, 1), (before, 1))
         taught = 1 - best <= LEARNT * (1 - before)
-        if taught and best - before > noise:
+        if taught and best - before > noise and (scored.kept_back or _has_fallen(lines)):
             return None
         seen += f"; {scored.who} are at {best:.3f} at best and were at {before:.3f} before the first step"
         if before - best > noise or (not taught and 1 - before > noise):
             return Verdict(
                 "not learning", f"{seen}; start another --run with another --optimizer.lr, or {GO_ON}"
             )
-    if last < FELL * start:
+    if last < FELL * start and _has_fallen(lines):
         return None
     return Verdict(
         "cannot tell",
-        f"{seen}; no score shows that the run has learned. Keep more people back (--split.validation), or {GO_ON}",
+        f"{seen}, which does not show that the run has learned; keep more people back (--split.validation), start another "
+        f"--run with another --optimizer.lr, or {GO_ON}",
     )
+
+
+def _has_fallen(lines: list[dict[str, Any]]) -> bool:
+    """Whether the loss of the last quarter is below that of the first lines by more than the lines differ by chance."""
+    losses = [line["loss"] for line in lines]
+    first, late = losses[: len(losses) // LEAST_LINES], _quarters(losses)[3]
+    error = statistics.pstdev(late) * math.sqrt(1 / len(first) + 1 / len(late))
+    return _mean(first) - _mean(late) > NOISE * error
 
 
 def _fallen(scored: Scored) -> Verdict | None:

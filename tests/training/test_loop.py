@@ -38,6 +38,7 @@ from facerec.training.mining import MiningConfig
 from facerec.training.plan import Plan, make_plan
 from facerec.training.step import nearest_negatives
 from facerec.training.validation import Validation
+from facerec.training.verdict import verdict
 from tests.support.ddp import run_ddp
 from tests.support.faces import write_faces
 from tests.support.gauges import documented
@@ -100,9 +101,10 @@ def test_every_gauge_of_a_run_is_listed_for_those_who_watch_it(finished: Path) -
         for name in flat(line)
     }
     listed = documented("train")
-    assert {f"ray_facerec_train_{name}" for name in names} == {
-        name for name in listed if not any(part in name for part in ("_validation_", "_untrained_", "_mfu"))
-    }  # there is neither validation nor a GPU here
+    others = ("_validation_", "_untrained_", "_training_people_", "_mfu")  # not of every run, nor of every line
+    found = {f"ray_facerec_train_{name}" for name in names}
+    assert found <= listed
+    assert listed - found == {name for name in listed - found if any(other in name for other in others)}
     assert "ray_facerec_train_validation_nearest_neighbour" in listed
 
 
@@ -461,6 +463,23 @@ def test_validation_people_are_scored_at_each_checkpoint_and_choose_the_best(
     split = json.loads((tmp_path / "run" / "run.json").read_text())["split"]
     assert len(split["validation"]) == 6
     assert not set(split["validation"]) & {*split["train"], *split["unseen"]}
+
+
+@pytest.mark.parametrize(("rate", "learns"), [(1e-12, False), (10.0, False), (1e-3, True)])
+def test_a_run_without_validation_people_that_learned_nothing_is_not_called_learning(
+    faces: Dataset, tmp_path: Path, rate: float, learns: bool
+) -> None:
+    """Nine people to train on, none to validate with: the untrained network and checkpoints are scored on the nine."""
+    config = config_of(
+        faces, tmp_path / "run", steps=40, checkpoint_every=10, optimizer=OptimizerConfig(lr=rate)
+    )
+    train(config)
+    metrics = read_json_lines(str(tmp_path / "run" / "metrics.jsonl"))
+    assert metrics[0]["untrained"]["faces"] == 45
+    assert [line["step"] for line in metrics if "training_people" in line] == [10, 20, 30, 40]
+    found = verdict(metrics, make_plan(config).loss_at_collapse, config.mining.margin)
+    assert (found.word in ("learning", "under-trained")) == learns, found
+    assert not (tmp_path / "run" / "best").exists(), "training people choose nothing"
 
 
 def test_the_untrained_network_is_scored_alike_at_every_number_of_workers(
