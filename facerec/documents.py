@@ -22,6 +22,7 @@ RUN: Shape = {
     "faces": {"folder": str, "generation": int, "digest": str},
     "config?": dict,
     "precision?": str,
+    "planned?": [{"after": int, "steps": int}],
 }
 """run.json, which training writes."""
 

@@ -14,7 +14,7 @@ from facerec.alignment.pipeline import plan as align_plan
 from facerec.cli import main
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.pipeline import embed_faces
-from facerec.errors import ConfigError, SourceError
+from facerec.errors import ConfigError, MismatchError, SourceError
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.pipeline import evaluate
 from facerec.reporting.page import ReportConfig, write_report
@@ -22,7 +22,7 @@ from facerec.session import ray_session
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
 from facerec.training.forecast import forecast
-from facerec.training.plan import fitted
+from facerec.training.plan import absolute, claimed_steps, fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,11 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     align = replace(config.align, source=config.source, out=faces)
     listing = listed(align)
     require_enough(listing.photographs, config)
+    training = replace(config.train, faces=faces, run=trained)
+    require_same_model(training, vectors)
     with ray_session():
         align_source(align, listing)
-        train(replace(config.train, faces=faces, run=trained))
+        train(training)
         embed_faces(replace(config.embed, faces=faces, model=storage.join(trained, "model"), out=vectors))
         embed_faces(replace(config.embed, faces=faces, model=storage.join(trained, "untrained"), out=control))
         report = evaluate(
@@ -103,6 +105,16 @@ def require_enough(photographs: pa.Table, config: PipelineConfig) -> None:
         )
 
 
+def require_same_model(config: TrainConfig, vectors: str) -> None:
+    """Raise MismatchError, before training, if the run would go on with more steps and ``vectors`` are of its old model."""
+    before = claimed_steps(absolute(config))
+    if before not in (None, config.steps) and storage.exists(storage.join(vectors, "claim.json")):
+        raise MismatchError(
+            f"{vectors} holds vectors of the model after {before} steps, and the run would go on to {config.steps}; "
+            "remove that folder, or choose another --out or the same --train.steps"
+        )
+
+
 def plan(config: PipelineConfig) -> dict[str, object]:
     """The plan of alignment, and that of training if there are faces to plan with."""
     out = storage.absolute(config.out)
@@ -110,9 +122,11 @@ def plan(config: PipelineConfig) -> dict[str, object]:
     align = replace(config.align, source=config.source, out=faces)
     listing = listed(align)
     require_enough(listing.photographs, config)
+    training = replace(config.train, faces=faces, run=storage.join(out, "run"))
+    require_same_model(training, storage.join(out, "embeddings"))
     stages = {"align": align_plan(align, listing)}
     if storage.exists(storage.join(faces, "manifest.json")):
-        stages["train"] = forecast(replace(config.train, faces=faces, run=storage.join(out, "run")))
+        stages["train"] = forecast(training)
     rest = [stage for stage in ("train", "embed", "evaluate", "report") if stage not in stages]
     return {f"{stage}: {name}": value for stage, plan in stages.items() for name, value in plan.items()} | {
         "then": f"{', '.join(rest)}, planned from what comes before them"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from facerec import schema, storage
 from facerec.alignment.config import AlignConfig
 from facerec.alignment.pipeline import align_source
 from facerec.alignment.pipeline import plan as align_plan
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.pipeline import embed_faces
-from facerec.errors import ConfigError, FacerecError, SourceError
+from facerec.errors import ConfigError, FacerecError, MismatchError, SourceError
 from facerec.evaluation.config import EvaluateConfig
 from facerec.evaluation.pipeline import evaluate
 from facerec.models.embedder import ModelConfig, build
@@ -27,7 +30,7 @@ from facerec.training.batches import BatchConfig
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
 from facerec.training.forecast import forecast
-from jobs.pipeline import PipelineConfig, plan
+from jobs.pipeline import PipelineConfig, plan, require_same_model
 from tests.support.faces import write_drawn_faces, write_faces
 from tests.support.generations import amend
 
@@ -196,3 +199,20 @@ def test_five_real_people_of_two_and_three_photographs_run_through_the_demo(
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_pipeline_refuses_more_steps_while_vectors_of_the_old_model_are_there(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", 12, 5, side=64)
+    run, vectors = tmp_path / "run", str(tmp_path / "embeddings")
+    config = TrainConfig(faces=faces.folder, run=str(run), model=MODEL, num_workers=0)
+    run.mkdir()
+    settings = json.loads(json.dumps(config.decisive())) | {"schema_version": schema.VERSION}
+    storage.write_json(f"{run}/claim.json", settings)
+    longer = replace(config, steps=900)
+    require_same_model(longer, vectors)
+    storage.write_json(f"{vectors}/claim.json", {})
+    require_same_model(config, vectors)
+    with pytest.raises(
+        MismatchError, match=r"after 600 steps, and the run would go on to 900; .*--train\.steps"
+    ):
+        require_same_model(longer, vectors)

@@ -77,7 +77,9 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Which faces are scored at every scheduled checkpoint."""
     steps: int = 600
-    """Global batches to train on."""
+    """Global batches to train on. May grow: the same command with a larger number continues the run, finished or not, from
+    its last checkpoint. From there on the learning rate follows the schedule of the larger number, so the result is not
+    bit-equal to that of a run that was planned so long."""
     seed: int = 0
     """Decides initial weights, batches, augmentation and dropout."""
     precision: Precision = "auto"
@@ -130,7 +132,7 @@ class TrainConfig:
         return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide the result, by flag: what a run folder belongs to."""
+        """The settings that decide the result, by flag: what a run folder belongs to. Of these only ``steps`` may grow."""
         settings: dict[str, Any] = {}
         for item in fields(self):
             if item.name not in INDIFFERENT:

@@ -10,7 +10,7 @@ from typing import Any
 
 from facerec import errors, lock, nodes, session, storage
 from facerec.errors import BusyError, ConfigError, FacerecError, StorageError
-from facerec.models.format import is_model
+from facerec.models.format import is_model, read_card
 from facerec.training import state
 from facerec.training.config import TrainConfig
 from facerec.training.gather import from_first
@@ -22,15 +22,15 @@ RESTARTS = 3
 
 
 def train(config: TrainConfig) -> None:
-    """Train, or go on training, until ``run/model/`` stands; a finished run returns at once.
+    """Train, or go on training, until ``run/model/`` is of the last step; a finished run returns at once.
 
-    Needs an initialised Ray unless ``num_workers`` is 0. Raises FacerecError, with one line, before any work where
+    A finished run with a larger ``steps`` goes on from its last checkpoint, and its model stays until the new one. Needs an initialised Ray unless ``num_workers`` is 0. Raises FacerecError, with one line, before any work where
     something does not fit.
     """
     plan = make_plan(config)
     with lock.exclusive(plan.uri(), "--run") as fence:
         plan = claim(plan, fence)
-        if is_model(plan.uri("model")):
+        if _is_finished(plan):
             print(
                 f"train: {config.run} is finished already ({config.steps} steps): {plan.uri('model')}",
                 flush=True,
@@ -53,6 +53,12 @@ def train(config: TrainConfig) -> None:
                 _look_for_workers(plan)
                 _fit(plan)
         print(f"train: {held.of((config.steps - before) * plan.shape.faces, 'faces')}", flush=True)
+
+
+def _is_finished(plan: Plan) -> bool:
+    """Whether the trained model is there, and is of the last step."""
+    uri = plan.uri("model")
+    return is_model(uri) and read_card(uri).about.get("steps") == plan.config.steps
 
 
 def _look_for_workers(plan: Plan) -> None:

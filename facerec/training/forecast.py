@@ -7,12 +7,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from facerec import publish
 from facerec.models.embedder import build
 from facerec.training import state
 from facerec.training.config import TrainConfig
 from facerec.training.loader import CACHE_BYTES, HELD
-from facerec.training.plan import Plan, make_plan
+from facerec.training.plan import Plan, claimed_steps, make_plan
 from facerec.training.step import MicroBatches
 
 PROCESS_BYTES = 2**30
@@ -24,7 +23,7 @@ TRIED = 2
 def forecast(config: TrainConfig) -> dict[str, object]:
     """What ``train`` would do, for people; raises what it would, and writes nothing."""
     plan = make_plan(config)
-    publish.claimed(plan.uri(), config.decisive(), "--run")
+    claimed_steps(plan.config)
     least = max(1, config.workers[0])
     shape, split = plan.shape, plan.split
     done = state.newest_step(plan.uri("checkpoints"))

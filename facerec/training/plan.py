@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import facerec
-from facerec import documents, publish, storage
+from facerec import documents, publish, schema, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
 from facerec.lock import Fence
 from facerec.models.embedder import build
@@ -19,6 +19,7 @@ from facerec.models.precision import settled
 from facerec.publish import Dataset
 from facerec.schema import require_same_preprocessing
 from facerec.splits import Split, split_identities
+from facerec.training import state
 from facerec.training.batches import BatchShape
 from facerec.training.config import TrainConfig
 from facerec.training.index import FaceIndex
@@ -148,10 +149,30 @@ def _check_shares(config: TrainConfig, shape: BatchShape) -> None:
 def claim(plan: Plan, fence: Fence) -> Plan:
     """Make the run folder ours, or confirm that it is; gives the plan with its fence.
 
-    Raises MismatchError if the folder is another's.
+    Raises MismatchError if the folder is another's, or was planned for more steps.
     """
-    publish.claim(fence, plan.config.decisive(), "--run")
+    if claimed_steps(plan.config) != plan.config.steps:
+        settings = plan.config.decisive() | {"schema_version": schema.VERSION}
+        fence.write_json(plan.uri("claim.json"), settings)
     return replace(plan, fence=fence)
+
+
+def claimed_steps(config: TrainConfig) -> int | None:
+    """The steps that the run folder was last planned for, or None if it has not begun; writes nothing.
+
+    Raises MismatchError if it is another's, or was planned for more steps, and ConfigError if it cannot be written.
+    """
+    uri = storage.join(config.run, "claim.json")
+    before = storage.read_json(uri).get("steps") if storage.exists(uri) else None
+    steps = before if isinstance(before, int) else config.steps
+    if not publish.claimed(config.run, config.decisive() | {"steps": steps}, "--run"):
+        return None
+    if config.steps < steps:
+        raise MismatchError(
+            f"{config.run} was planned for {steps} steps and --steps is {config.steps}; steps can grow but not shrink: "
+            f"choose --steps of at least {steps} or another --run"
+        )
+    return steps
 
 
 def record(plan: Plan) -> None:
@@ -169,9 +190,23 @@ def record(plan: Plan) -> None:
                 "digest": plan.dataset.digest,
             },
             "preprocessing": plan.dataset.preprocessing,
+            "planned": _planned(plan.config),
         }
     )
     plan.write(plan.uri("run.json"), data)
+
+
+def _planned(config: TrainConfig) -> list[dict[str, int]]:
+    """How many steps the run was planned for, from which step on: one entry for each time that --steps grew."""
+    before = _recorded(config)
+    if before is None:
+        return [{"after": 0, "steps": config.steps}]
+    first = before.get("config", {}).get("steps", config.steps)  # a run of a version that kept no history
+    planned: list[dict[str, int]] = before.get("planned") or [{"after": 0, "steps": first}]
+    if planned[-1]["steps"] == config.steps:
+        return planned
+    done = state.newest_step(storage.join(config.run, "checkpoints"))
+    return [*planned, {"after": done, "steps": config.steps}]
 
 
 def _pinned_dataset(config: TrainConfig) -> Dataset:

@@ -79,6 +79,20 @@ def test_it_turns_at_the_latest_step_whatever_is_active() -> None:
         assert miners == ["semi_hard"] * (steps // 2) + ["batch_hard"] * (steps // 2)
 
 
+def test_the_latest_step_follows_the_total_of_a_run_that_is_given_more_steps() -> None:
+    config = MiningConfig(strategy="curriculum", hard_after=0.5)
+    it = Curriculum(config, 20, CPU)
+    for done in range(1, 9):
+        it.after(done, sums(100, 100))
+    saved, it = it.state(), Curriculum(config, 40, CPU)
+    it.load(saved)
+    miners = []
+    for done in range(9, 22):
+        miners.append(it.miner)
+        it.after(done, sums(100, 100))
+    assert miners == ["semi_hard"] * 12 + ["batch_hard"]
+
+
 def test_other_strategies_have_one_miner() -> None:
     it = Curriculum(MiningConfig(strategy="seed"), STEPS, CPU)
     it.after(WINDOW, sums(0, 100))

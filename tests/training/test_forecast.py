@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch import nn
 
+from facerec import storage
 from facerec.errors import MismatchError
 from facerec.training.config import TrainConfig
 from facerec.training.forecast import forecast, kept_bytes
@@ -30,3 +33,15 @@ def test_a_forecast_says_what_would_be_done_and_writes_nothing(tmp_path: Path) -
     (run / "claim.json").write_text('{"schema_version": 2, "steps": 1}')
     with pytest.raises(MismatchError, match="belongs to another run"):
         forecast(config)
+
+
+def test_a_forecast_of_more_steps_is_of_the_same_run_and_of_fewer_is_refused(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", 12, 6, side=64)
+    config = TrainConfig(faces=str(faces.folder), run=str(tmp_path / "run"), num_workers=0)
+    (tmp_path / "run").mkdir()
+    storage.write_json(
+        f"{config.run}/claim.json", json.loads(json.dumps(config.decisive())) | {"schema_version": 2}
+    )
+    assert forecast(replace(config, steps=900))["steps"] == "900 of 900, a checkpoint every 100"
+    with pytest.raises(MismatchError, match="planned for 600 steps and --steps is 599"):
+        forecast(replace(config, steps=599))

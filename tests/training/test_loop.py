@@ -146,6 +146,58 @@ def test_a_finished_run_returns_at_once(
     assert (finished / "run.json").read_bytes() == record, "of those who trained it"
 
 
+def test_a_finished_run_goes_on_with_more_steps_and_says_so_in_its_record(
+    faces: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = weights(run)
+    _die_at(monkeypatch, 3)
+    with pytest.raises(Kill):
+        train(config_of(faces, run, steps=10))
+    monkeypatch.undo()
+    assert (weights(run), read_card(str(run / "model")).about["steps"]) == (before, 6), "until the new end"
+    with pytest.raises(MismatchError, match=r"planned for 10 steps and --steps is 6; .*at least 10 or"):
+        train(config_of(faces, run, steps=6))
+    train(config_of(faces, run, steps=10))
+    card = load_model(str(run / "model"))[1]
+    assert card.about["steps"] == 10
+    assert weights(run) != before
+    assert weights(run, "untrained") == weights(finished, "untrained")
+    lines = {line["step"]: line for line in read_json_lines(str(run / "metrics.jsonl"))}
+    assert list(lines) == [1, 2, 4, 6, 8, 10]
+    rate = OptimizerConfig().lr_at
+    assert [lines[step]["lr"] for step in (6, 8)] == [rate(5, 6), rate(7, 10)], (
+        "of the larger total from there on"
+    )
+    record = json.loads((run / "run.json").read_text())
+    assert record["planned"] == [{"after": 0, "steps": 6}, {"after": 6, "steps": 10}]
+    assert record["config"]["steps"] == 10
+    with pytest.raises(MismatchError, match=r"mining\.margin is 0\.2 there and 0\.5 here"):
+        train(config_of(faces, run, steps=12, mining=MiningConfig(margin=0.5)))
+    monkeypatch.setattr(fit, "work", None)
+    train(config_of(faces, run, steps=10))
+
+
+def test_an_unfinished_run_that_is_given_more_steps_is_killed_and_resumed_bit_identically(
+    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, kills in (("whole", ()), ("killed", (3,))):
+        _die_at(monkeypatch, 3)
+        with pytest.raises(Kill):
+            train(config_of(faces, tmp_path / name))
+        monkeypatch.undo()
+        for kill in kills:
+            _die_at(monkeypatch, kill)
+            with pytest.raises(Kill):
+                train(config_of(faces, tmp_path / name, steps=8))
+            monkeypatch.undo()
+        train(config_of(faces, tmp_path / name, steps=8))
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    record = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert record["planned"] == [{"after": 0, "steps": 6}, {"after": 2, "steps": 8}]
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_killed_and_resumed_gives_bit_identical_weights(
     faces: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
@@ -603,6 +655,7 @@ def test_two_ray_workers_train_to_the_end_also_in_a_relative_folder(
     faces: Dataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the driver's; Ray Train gives its workers another
-    train(config_of(faces, Path("run"), num_workers=2))
+    for steps in (6, 8):
+        train(config_of(faces, Path("run"), num_workers=2, steps=steps))
+        assert read_card(str(tmp_path / "run" / "model")).about["steps"] == steps
     assert weights(tmp_path / "run", "untrained") == weights(finished, "untrained")
-    assert read_card(str(tmp_path / "run" / "model")).about["steps"] == 6
