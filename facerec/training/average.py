@@ -27,7 +27,7 @@ def decay_at(decay: float, updates: int) -> float:
 
 @torch.no_grad()
 def update(average: Any, network: nn.Module, decay: float) -> None:
-    """Move ``average`` towards ``network``, in one call for all tensors.
+    """Move ``average`` towards ``network``, in two calls for all tensors.
 
     The update of the library copies its counter to the GPU in every step, and the host waits for that copy.
     """
@@ -36,8 +36,8 @@ def update(average: Any, network: nn.Module, decay: float) -> None:
         [pair for pair in pairs if pair[0].is_floating_point() is real] for real in (True, False)
     )
     torch._foreach_lerp_([mean for mean, _ in means], [value for _, value in means], 1 - decay)
-    for counter, count in counters:  # BatchNorm's number of batches
-        counter.copy_(count)
+    if counters:  # BatchNorm's number of batches
+        torch._foreach_copy_([counter for counter, _ in counters], [count for _, count in counters])
     average.n_averaged += 1
 
 

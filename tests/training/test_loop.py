@@ -101,7 +101,12 @@ def test_every_gauge_of_a_run_is_listed_for_those_who_watch_it(finished: Path) -
         for name in flat(line)
     }
     listed = documented("train")
-    others = ("_validation_", "_untrained_", "_training_people_", "_mfu")  # not of every run, nor of every line
+    others = (
+        "_validation_",
+        "_untrained_",
+        "_training_people_",
+        "_mfu",
+    )  # not of every run, nor of every line
     found = {f"ray_facerec_train_{name}" for name in names}
     assert found <= listed
     assert listed - found == {name for name in listed - found if any(other in name for other in others)}

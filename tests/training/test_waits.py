@@ -62,7 +62,7 @@ def test_a_step_that_is_mined_in_shares_does_not_wait() -> None:
 def test_a_whole_step_of_a_run_does_not_wait_between_two_log_lines(
     faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
 ) -> None:
-    """With the optimizer and the check for values that are not finite."""
+    """With the optimizer, the moving average and the check for values that are not finite."""
     step, found = loop.Worker._step, dict[int, list[str]]()
 
     def counted(worker: loop.Worker, model: Any, batch: Any, journal: Any) -> None:
@@ -72,7 +72,7 @@ def test_a_whole_step_of_a_run_does_not_wait_between_two_log_lines(
 
     monkeypatch.setattr(loop.Worker, "_step", counted)
     mining = MiningConfig(strategy=strategy, margin=2.0)
-    train(config_of(faces, tmp_path / "run", log_every=100, checkpoint_every=100, mining=mining))
+    train(config_of(faces, tmp_path / "run", log_every=100, checkpoint_every=100, ema=0.9, mining=mining))
     assert sorted(found) == [1, 2, 3, 4, 5, 6]
     assert found[1]  # it logs: the count is alive
     assert all(found[number] == [] for number in (2, 3, 4, 5))
