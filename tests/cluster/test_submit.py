@@ -42,7 +42,7 @@ def test_a_job_needs_the_token_stops_by_ctrl_c_and_goes_on_when_submitted_again(
 
         planned = submit(testbed, "planned", [*align, "--dry-run"])
         assert planned.returncode == 0, planned.stdout + planned.stderr
-        assert "align: to align   1,200 photographs in 60 parts of up to 20" in planned.stdout
+        assert "align: to align     1,200 photographs in 60 parts of up to 20" in planned.stdout
         assert testbed.token.read_text() not in planned.stdout + planned.stderr
         assert not out.exists()
 
