@@ -100,9 +100,13 @@ def claim(fence: Fence, settings: dict[str, Any], flag: str) -> None:
     write do not count as foreign.
     """
     if not claimed(fence.folder, settings, flag):
-        fence.write_json(
-            storage.join(fence.folder, "claim.json"), settings | {"schema_version": schema.VERSION}
-        )
+        write_claim(fence, settings)
+
+
+def write_claim(fence: Fence, settings: dict[str, Any]) -> None:
+    """Write ``claim.json``, without looking at what is there."""
+    uri = storage.join(fence.folder, "claim.json")
+    fence.write_json(uri, settings | {"schema_version": schema.VERSION})
 
 
 def claimed(folder: str, settings: dict[str, Any], flag: str) -> bool:

@@ -122,9 +122,9 @@ def _parquet(file: pa.NativeFile) -> pq.ParquetFile | None:
 
 def _decoded(file: pa.NativeFile) -> Iterator[str]:
     """The file as text, chunk by chunk: as UTF-8, as UTF-16 if it begins so, and as Latin-1 where it is not UTF-8."""
-    rest, wide = b"", WIDE.get(bytes(file.read(2)))
-    file.seek(0)
+    rest, wide = b"", None
     while chunk := bytes(file.read(CHUNK)):
+        wide = wide if rest else WIDE.get(chunk[:2])  # of the first chunk
         data = rest + chunk
         if wide:
             yield data.decode(wide, "replace")

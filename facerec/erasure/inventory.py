@@ -17,7 +17,7 @@ from facerec.photographs import resolved
 from facerec.records import Shown
 
 TORN = re.compile(r"\.[0-9a-f]{32}\.tmp$")
-"""What is left of a local write that was killed (storage._staged)."""
+"""The temporary file of a local write whose process was killed (storage._staged)."""
 JOURNAL = re.compile(r"/\.erasing-[0-9a-f]{12}\.json$")
 TABLE = re.compile(rf"(parts/part-[0-9a-f]{{24}}|{publish.OF_A_GENERATION.pattern}.+)\.parquet")
 """Tables of a claimed folder by their path in it: those that have the names that facerec gives."""

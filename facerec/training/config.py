@@ -99,7 +99,7 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of metrics and progress."""
     profile: int = 0
-    """Steps of which a trace is written to run/profile/, for Perfetto or chrome://tracing; the 10 steps before are left out."""
+    """Number of steps to trace into run/profile/, for Perfetto or chrome://tracing, after 10 steps that are not traced."""
     threads: int = 1
     """CPU threads a worker computes with."""
     loader_threads: int = 1

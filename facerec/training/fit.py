@@ -24,8 +24,9 @@ RESTARTS = 3
 def train(config: TrainConfig) -> None:
     """Train, or go on training, until ``run/model/`` is of the last step; a finished run returns at once.
 
-    A finished run with a larger ``steps`` goes on from its last checkpoint, and its model stays until the new one. Needs an initialised Ray unless ``num_workers`` is 0. Raises FacerecError, with one line, before any work where
-    something does not fit.
+    A finished run with a larger ``steps`` goes on from its last checkpoint; its model stays until the new one is written.
+    Needs an initialised Ray unless ``num_workers`` is 0. Raises FacerecError, with one line, before any work if the
+    settings, the faces and the run folder do not fit together.
     """
     plan = make_plan(config)
     with lock.exclusive(plan.uri(), "--run") as fence:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import facerec
-from facerec import documents, publish, schema, storage
+from facerec import documents, publish, storage
 from facerec.errors import ConfigError, DatasetError, MismatchError, SourceError
 from facerec.lock import Fence
 from facerec.models.embedder import build
@@ -152,8 +152,7 @@ def claim(plan: Plan, fence: Fence) -> Plan:
     Raises MismatchError if the folder is another's, or was planned for more steps.
     """
     if claimed_steps(plan.config) != plan.config.steps:
-        settings = plan.config.decisive() | {"schema_version": schema.VERSION}
-        fence.write_json(plan.uri("claim.json"), settings)
+        publish.write_claim(fence, plan.config.decisive())
     return replace(plan, fence=fence)
 
 

@@ -103,7 +103,7 @@ def _scored(lines: list[dict[str, Any]]) -> Scored | None:
 
 
 def _doubt(lines: list[dict[str, Any]], scored: Scored | None, at_collapse: float | None) -> Verdict | None:
-    """The verdict on a run that has learned nothing, or of which nothing shows that it has; None for others.
+    """The verdict on a run that has not learned, or that gives no evidence that it has; None for all other runs.
 
     A large fall of the loss shows it, and so do scores that exceed the untrained network's by more than noise. The scores of
     training people count only if the loss has fallen too: on few faces, BatchNorm's statistics alone change them.

@@ -22,7 +22,7 @@ def lines(
     faces: int = 2000,
     people: str = "validation",
 ) -> list[dict[str, Any]]:
-    """Metrics of a run, with the scores of checkpoints on so many ``faces``; ``people`` is the key of whom they show."""
+    """Metrics lines of a run. ``faces`` is the number of scored faces; ``people`` is the key of the scores."""
     made: list[dict[str, Any]] = [
         {"loss": loss, "active": 10, "nearest_negative": nearest, "effective_rank": 5.0} for loss in losses
     ]
