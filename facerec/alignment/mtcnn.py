@@ -6,7 +6,7 @@ kept per face carries its photograph's number, so all stages run over all photog
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from facerec.alignment import pyramid
 from facerec.alignment.boxes import F32, I64, moved, squared, suppress, windows
-from facerec.alignment.nets import BATCHES, Nets
-from facerec.alignment.pyramid import CANVAS, Placed
+from facerec.alignment.nets import Nets
+from facerec.alignment.pyramid import CANVAS, CONVOLVED, Placed
 
 THRESHOLDS = (np.float32(0.6), np.float32(0.7), np.float32(0.7))
 """Face probabilities that P-Net, R-Net and O-Net ask for."""
@@ -50,12 +50,9 @@ def _propose(photos: list[NDArray[np.uint8]], min_faces: list[float], nets: Nets
         for number, (photo, smallest) in enumerate(zip(photos, min_faces, strict=True))
         for tile in pyramid.tiles(number, photo.shape[0], photo.shape[1], smallest)
     ]
-    canvas = np.zeros((CANVAS, CANVAS, 3), np.float32)
     found = [np.empty((0, 9), np.float32)]
     places = [np.empty((0, 4), np.int64)]
-    for placed in pyramid.pack(pieces):
-        pyramid.fill(canvas, placed, photos)
-        offsets, faces = nets.propose(canvas, pyramid.seams(placed))
+    for placed, offsets, faces in _on_canvases(photos, pyramid.pack(pieces), nets):
         place, values = _candidates(placed, offsets, faces)
         places.append(place)
         found.append(values)
@@ -68,6 +65,20 @@ def _propose(photos: list[NDArray[np.uint8]], min_faces: list[float], nets: Nets
     kept = suppress(values[:, :4], values[:, 4], place[:, 0], 0.7)
     values = values[kept]
     return place[kept, 0], squared(moved(values[:, :4], values[:, 5:], inclusive=False))
+
+
+def _on_canvases(
+    photos: list[NDArray[np.uint8]], packed: list[list[Placed]], nets: Nets
+) -> Iterator[tuple[list[Placed], F32, F32]]:
+    """The tiles of each canvas, and P-Net's offsets [4, cells, cells] and face probabilities [cells, cells] for it."""
+    canvases = np.zeros((nets.sizes.canvases[0], CANVAS, CANVAS, 3), np.float32)
+    for chosen, size in _batches(len(packed), nets.sizes.canvases):
+        seams = []
+        for number, placed in enumerate(packed[chosen]):
+            pyramid.fill(canvases[number], placed, photos)
+            seams.append(number * CONVOLVED**2 + pyramid.seams(placed))
+        offsets, faces = nets.propose(canvases[:size], np.concatenate(seams))
+        yield from zip(packed[chosen], offsets, faces, strict=False)  # without what padding gave
 
 
 def _candidates(placed: list[Placed], offsets: F32, faces: F32) -> tuple[I64, F32]:
@@ -90,14 +101,16 @@ def _candidates(placed: list[Placed], offsets: F32, faces: F32) -> tuple[I64, F3
 
 
 def _refine(photos: list[NDArray[np.uint8]], owner: I64, boxes: F32, nets: Nets) -> tuple[I64, F32]:
-    owner, boxes, (offsets, faces) = _examine(photos, owner, boxes, 24, nets.refine, (4, 0))
+    owner, boxes, (offsets, faces) = _examine(photos, owner, boxes, 24, nets.refine, (4, 0), nets.sizes.crops)
     kept = np.flatnonzero(faces > THRESHOLDS[1])
     kept = kept[suppress(boxes[kept], faces[kept], owner[kept], 0.7)]
     return owner[kept], squared(moved(boxes[kept], offsets[kept], inclusive=True))
 
 
 def _finish(photos: list[NDArray[np.uint8]], owner: I64, boxes: F32, nets: Nets) -> Faces:
-    owner, boxes, (offsets, points, faces) = _examine(photos, owner, boxes, 48, nets.finish, (4, 10, 0))
+    owner, boxes, (offsets, points, faces) = _examine(
+        photos, owner, boxes, 48, nets.finish, (4, 10, 0), nets.sizes.crops
+    )
     kept = np.flatnonzero(faces > THRESHOLDS[2])
     owner, boxes, offsets, points, faces = owner[kept], boxes[kept], offsets[kept], points[kept], faces[kept]
     sides = boxes[:, 2:] - boxes[:, :2] + np.float32(1)
@@ -116,22 +129,31 @@ def _examine(
     side: int,
     net: Callable[[F32], tuple[F32, ...]],
     widths: tuple[int, ...],
+    calls: tuple[int, ...],
 ) -> tuple[I64, F32, list[F32]]:
-    """Boxes with pixels below them, and what ``net`` says of their crops; ``widths`` are its outputs' (0: no axis)."""
+    """Boxes with pixels below them, and what ``net`` says of their crops, in calls of so many.
+
+    ``widths`` are those of its outputs (0: no axis).
+    """
     sizes = np.array([photo.shape[:2] for photo in photos], np.int64).reshape(-1, 2)[owner]
     area = windows(boxes, sizes[:, 0], sizes[:, 1])
     some = np.flatnonzero((area[:, 2] > area[:, 0]) & (area[:, 3] > area[:, 1]))
     owner, boxes, area = owner[some], boxes[some], area[some]
     said: list[list[F32]] = [[np.empty((0, width) if width else 0, np.float32)] for width in widths]
-    at = 0
-    while at < len(owner):
-        batch = next((size for size in BATCHES if size <= len(owner) - at), BATCHES[-1])
-        chosen = slice(at, at + batch)
-        crops = np.zeros((batch, side, side, 3), np.float32)
+    for chosen, size in _batches(len(owner), calls):
+        crops = np.zeros((size, side, side, 3), np.float32)
         for photo in np.unique(owner[chosen]):
             mine = np.flatnonzero(owner[chosen] == photo)
             pyramid.crops(photos[photo], area[chosen][mine], crops[mine[0] : mine[-1] + 1])
         for outputs, values in zip(said, net(crops), strict=True):
-            outputs.append(values[: len(owner) - at])
-        at += batch
+            outputs.append(values[: chosen.stop - chosen.start])
     return owner, boxes, [np.concatenate(outputs) for outputs in said]
+
+
+def _batches(count: int, sizes: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
+    """Inputs 0 to ``count`` in calls of these falling sizes: which inputs, and the size that the call is padded to."""
+    at = 0
+    while at < count:
+        size = next((size for size in sizes if size <= count - at), sizes[-1])
+        yield slice(at, min(at + size, count)), size
+        at += size

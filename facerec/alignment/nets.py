@@ -1,12 +1,15 @@
 """P-Net, R-Net and O-Net with facenet-pytorch's weights, in float32, behind one protocol; torch or OpenVINO runs them.
 
-Inputs are float32 [n, side, side, 3] in [-1, 1]; shapes are few and fixed, as a shape seen for the first time costs
-more than running it.
+Inputs are float32 [n, side, side, 3] in [-1, 1]. Their shapes are few and fixed, because a shape that is seen for the
+first time costs more than running it. ``k`` is the number of canvases in a call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,33 +20,58 @@ from torch import Tensor, nn
 from facerec.alignment.boxes import F32, I64
 from facerec.alignment.pyramid import CONVOLVED
 from facerec.errors import ConfigError
+from facerec.models.device import on_device
 from facerec.models.engine import installed, openvino
 
 Backend = Literal["auto", "torch", "openvino"]
-BATCHES = (64, 16)
-"""Sizes in which R-Net and O-Net are called; what is left over is padded to the last. Larger ones gain nothing."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of malloc.h."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many inputs a call takes: any of these numbers, in falling order. The last inputs are padded."""
+
+    canvases: tuple[int, ...]
+    """For P-Net."""
+    crops: tuple[int, ...]
+    """For R-Net and O-Net."""
+
+
+ON_CPU = Sizes((1,), (64, 16))
+"""Larger calls gain nothing on a core."""
+ON_GPU = Sizes((16, 4), (256, 64))
+"""A call costs about 30 launches and one wait, whatever its size."""
 
 
 class Nets(Protocol):
     """The three networks of the cascade."""
 
-    def propose(self, canvas: F32, seams: I64) -> tuple[F32, F32]:
-        """P-Net on a canvas [CANVAS, CANVAS, 3]: offsets [4, cells, cells] and face probabilities [cells, cells].
+    sizes: Sizes
 
-        ``seams`` are places of the first convolution's output, counted row by row, that pooling must not see.
+    def propose(self, canvases: F32, seams: I64) -> tuple[F32, F32]:
+        """P-Net on [k, CANVAS, CANVAS, 3], k in sizes.canvases.
+
+        Offsets [k, 4, cells, cells] and face probabilities [k, cells, cells]. ``seams`` are places of the first
+        convolution's output that pooling must not see, counted canvas by canvas and row by row.
         """
 
     def refine(self, crops: F32) -> tuple[F32, F32]:
-        """R-Net on [n, 24, 24, 3], n in BATCHES: offsets [n, 4] and face probabilities [n]."""
+        """R-Net on [n, 24, 24, 3], n in sizes.crops: offsets [n, 4] and face probabilities [n]."""
 
     def finish(self, crops: F32) -> tuple[F32, F32, F32]:
-        """O-Net on [n, 48, 48, 3], n in BATCHES: offsets [n, 4], landmarks [n, 10] and face probabilities [n]."""
+        """O-Net on [n, 48, 48, 3], n in sizes.crops: offsets [n, 4], landmarks [n, 10] and face probabilities [n]."""
 
 
 def load(backend: Backend, device: str = "cpu") -> Nets:
-    """The networks; ``auto`` takes OpenVINO on the CPU where it is installed. Raises ConfigError where it is not."""
+    """The networks on a device. ``auto`` takes OpenVINO on the CPU if it is installed.
+
+    Raises ConfigError if OpenVINO is wanted and is not installed, or on a GPU.
+    """
+    if backend == "openvino" and device != "cpu":
+        raise ConfigError(
+            f"OpenVINO runs on CPUs only, not on {device}; choose --detection.backend torch or auto"
+        )
     if backend == "openvino" and not installed():
         raise ConfigError(
             "openvino is not installed: pip install 'facerec[openvino]', or --detection.backend torch"
@@ -54,41 +82,75 @@ def load(backend: Backend, device: str = "cpu") -> Nets:
 
 
 class TorchNets:
-    """On the CPU, or a GPU, by torch, channels last: a third faster than the reference's layout."""
+    """On the CPU, or a GPU, by torch, channels last: a third faster than the reference's layout.
 
-    def __init__(self, device: str = "cpu") -> None:
+    On a GPU the host waits once a call, for the outputs.
+    """
+
+    def __init__(self, device: str = "cpu", sizes: Sizes | None = None) -> None:
         _keep_freed_memory()
-        self._device = device
+        self._device = torch.device(device)
+        self.sizes = sizes or (ON_CPU if device == "cpu" else ON_GPU)
         self._p, self._r, self._o = (
             net().eval().to(device, memory_format=torch.channels_last) for net in (PNet, RNet, ONet)
         )
 
     @torch.inference_mode()
-    def propose(self, canvas: F32, seams: I64) -> tuple[F32, F32]:
+    def propose(self, canvases: F32, seams: I64) -> tuple[F32, F32]:
         """See :class:`Nets`."""
         net = self._p
-        x = _prelu(net.conv1(self._input(canvas[None])), net.prelu1)
-        places = x.permute(0, 2, 3, 1).contiguous()
-        places.view(-1, places.shape[-1])[torch.from_numpy(seams).to(self._device)] = -torch.inf
-        x = net.pool1(places.permute(0, 3, 1, 2))
-        x = _prelu(net.conv3(_prelu(net.conv2(x), net.prelu2)), net.prelu3)
-        faces = net.conv4_1(x).softmax(dim=1)[0, 1]
-        return net.conv4_2(x)[0].cpu().numpy(), faces.cpu().numpy()
+        with true_float32():
+            x = _prelu(net.conv1(self._input(canvases)), net.prelu1)
+            places = x.permute(0, 2, 3, 1).contiguous()
+            places.view(-1, places.shape[-1]).index_fill_(0, on_device(seams, self._device), -torch.inf)
+            x = net.pool1(places.permute(0, 3, 1, 2))
+            x = _prelu(net.conv3(_prelu(net.conv2(x), net.prelu2)), net.prelu3)
+            offsets, faces = _fetched(net.conv4_2(x), net.conv4_1(x).softmax(dim=1)[:, 1])
+        return offsets, faces
 
     @torch.inference_mode()
     def refine(self, crops: F32) -> tuple[F32, F32]:
         """See :class:`Nets`."""
-        offsets, faces = self._r(self._input(crops))
-        return offsets.cpu().numpy(), faces[:, 1].cpu().numpy()
+        with true_float32():
+            offsets, faces = self._r(self._input(crops))
+            offsets, faces = _fetched(offsets, faces[:, 1])
+        return offsets, faces
 
     @torch.inference_mode()
     def finish(self, crops: F32) -> tuple[F32, F32, F32]:
         """See :class:`Nets`."""
-        offsets, landmarks, faces = self._o(self._input(crops))
-        return offsets.cpu().numpy(), landmarks.cpu().numpy(), faces[:, 1].cpu().numpy()
+        with true_float32():
+            offsets, landmarks, faces = self._o(self._input(crops))
+            offsets, landmarks, faces = _fetched(offsets, landmarks, faces[:, 1])
+        return offsets, landmarks, faces
 
     def _input(self, images: F32) -> Tensor:
-        return torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
+        return on_device(images, self._device).permute(0, 3, 1, 2)
+
+
+def true_float32() -> contextlib.AbstractContextManager[None]:
+    """Within: cuDNN's convolutions are in true float32, and the same in every run.
+
+    By default they are in TF32, with 10 bits of mantissa, which moves boxes. Matrix products are in float32 by default.
+    """
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+def _fetched(*outputs: Tensor) -> list[F32]:
+    """Outputs [n, ...] on the host, by one copy, for which alone the host waits."""
+    shapes = [output.shape for output in outputs]
+    packed = _on_host(torch.cat([output.reshape(len(output), -1) for output in outputs], dim=1)).numpy()
+    ends = np.cumsum([math.prod(shape[1:]) for shape in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(packed, ends, 1), shapes, strict=True)]
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
 
 
 def _keep_freed_memory() -> None:
@@ -106,20 +168,28 @@ def _prelu(x: Tensor, layer: nn.PReLU) -> Tensor:
 
 
 class OpenVinoNets:
-    """On the CPU by OpenVINO, one thread, pinned to no core: actors of one machine would share the first."""
+    """On the CPU by OpenVINO, one thread, pinned to no core: else all actors of a machine would share its first core."""
+
+    sizes = ON_CPU
 
     def __init__(self) -> None:
         self._ov = openvino()
         self._core = self._ov.Core()
         self._requests: dict[tuple[str, int], Any] = {}
-        self._mask = np.zeros((1, 1, CONVOLVED, CONVOLVED), np.float32)
+        self._masks: dict[int, F32] = {}
 
-    def propose(self, canvas: F32, seams: I64) -> tuple[F32, F32]:
+    def propose(self, canvases: F32, seams: I64) -> tuple[F32, F32]:
         """See :class:`Nets`."""
-        self._mask.reshape(-1)[seams] = -np.inf
-        offsets, faces = self._run("P", canvas[None], self._mask)
-        self._mask.reshape(-1)[seams] = 0
-        return offsets[0], faces[0, 1]
+        mask = self._mask(len(canvases))
+        mask.reshape(-1)[seams] = -np.inf
+        offsets, faces = self._run("P", canvases, mask)
+        mask.reshape(-1)[seams] = 0
+        return offsets, faces[:, 1]
+
+    def _mask(self, k: int) -> F32:
+        if k not in self._masks:
+            self._masks[k] = np.zeros((k, 1, CONVOLVED, CONVOLVED), np.float32)
+        return self._masks[k]
 
     def refine(self, crops: F32) -> tuple[F32, F32]:
         """See :class:`Nets`."""
@@ -179,7 +249,7 @@ def _graph(net: str, shape: tuple[int, ...]) -> Any:
     for number in range(1, last + 1):
         x = prelu(convolution(x, f"conv{number}"), number)
         if net == "P" and number == 1:
-            inputs.append(op.parameter([1, 1, CONVOLVED, CONVOLVED], np.float32))
+            inputs.append(op.parameter([shape[0], 1, CONVOLVED, CONVOLVED], np.float32))
             x = op.add(x, inputs[1])
         if side := _POOLS[net].get(number):
             x = op.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [side, side], "ceil").output(0)

@@ -17,6 +17,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
 from facerec.errors import ConfigError
+from facerec.models.device import on_device
 from facerec.models.embedder import Embedder
 from facerec.models.engine import installed, openvino
 from facerec.models.images import normalize
@@ -78,9 +79,7 @@ class TorchNetwork:
     @torch.inference_mode()
     def __call__(self, pixels: Pixels) -> Tensor:
         """See :class:`Network`. A GPU is handed the batch from pinned memory and not waited for."""
-        batch = torch.from_numpy(pixels)
-        if self._device.type == "cuda":
-            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        batch = on_device(pixels, self._device)
         with full_or_half(self._device, self._precision):
             vectors: Tensor = self._model(batch)
         return vectors

@@ -14,7 +14,10 @@ from torch.nn.functional import interpolate
 from facerec import decoding
 from facerec.alignment import nets, pyramid
 from facerec.alignment.detector import Detections, Detector
+from facerec.alignment.mtcnn import find_faces
+from facerec.errors import ConfigError
 from facerec.synthetic import SyntheticConfig, write_collection
+from tests.support.dispatch import Dispatched
 from tests.support.extras import needs_openvino
 
 Image = NDArray[np.uint8]
@@ -115,10 +118,10 @@ def test_tiles_on_canvases_give_the_cells_of_whole_levels(
     levels = [
         np.full((pyramid.cells(height), pyramid.cells(width)), np.nan, np.float32) for height, width in sizes
     ]
-    canvas = np.full((pyramid.CANVAS, pyramid.CANVAS, 3), 1.0, np.float32)
+    canvas = np.full((1, pyramid.CANVAS, pyramid.CANVAS, 3), 1.0, np.float32)
     for placed in pyramid.pack(pyramid.tiles(0, *shape, 20)):
-        pyramid.fill(canvas, placed, [image])
-        faces = loaded.propose(canvas, pyramid.seams(placed))[1]
+        pyramid.fill(canvas[0], placed, [image])
+        faces = loaded.propose(canvas, pyramid.seams(placed))[1][0]
         for tile, y, x in placed:
             tall, wide = pyramid.cells(tile.height), pyramid.cells(tile.width)
             into = levels[tile.level][tile.top // 2 :, tile.left // 2 :][:tall, :wide]
@@ -133,3 +136,95 @@ def test_tiles_on_canvases_give_the_cells_of_whole_levels(
 def test_the_smallest_face_is_the_larger_of_pixels_and_fraction(drawn: list[Image]) -> None:
     assert len(Detector(20, 0.05).detect(drawn[0])) == len(Detector(20).detect(drawn[0])) == 1
     assert len(Detector(20, 0.95).detect(drawn[0])) == 0
+
+
+def canvases(k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Noise in [-1, 1], and seams that differ from canvas to canvas."""
+    random = np.random.default_rng(0)
+    pixels = random.uniform(-1, 1, (k, pyramid.CANVAS, pyramid.CANVAS, 3)).astype(np.float32)
+    return pixels, random.integers(0, pyramid.CONVOLVED**2, (k, 500))
+
+
+@pytest.mark.parametrize("k", [4, 16])
+def test_canvases_together_give_what_each_gives_alone_bit_by_bit(k: int, backend: nets.Backend) -> None:
+    loaded, (pixels, seams) = nets.load(backend), canvases(k)
+    numbered = seams + pyramid.CONVOLVED**2 * np.arange(k)[:, None]
+    offsets, faces = loaded.propose(pixels, numbered.ravel())
+    assert offsets.shape == (k, 4, pyramid.CELLS, pyramid.CELLS)
+    for number in range(k):
+        alone = loaded.propose(pixels[number : number + 1], seams[number])
+        np.testing.assert_array_equal(offsets[number], alone[0][0])
+        np.testing.assert_array_equal(faces[number], alone[1][0])
+
+
+def assert_same_faces_in_the_calls_of_a_gpu(images: list[Image]) -> None:
+    one, other = (
+        find_faces(images, [20.0] * len(images), nets.TorchNets(sizes=sizes))
+        for sizes in (nets.ON_CPU, nets.ON_GPU)
+    )
+    assert len(one.boxes) >= len(images) // 2
+    for name in ("photos", "boxes", "landmarks", "probabilities"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def test_drawn_faces_are_bit_equal_in_the_calls_of_a_gpu(drawn: list[Image]) -> None:
+    assert_same_faces_in_the_calls_of_a_gpu(drawn)
+
+
+def test_photographed_faces_are_bit_equal_in_the_calls_of_a_gpu(photographs_of_people: Path) -> None:
+    paths = [
+        *sorted((photographs_of_people / "lfw").rglob("*.jpg"))[::400],
+        *sorted((photographs_of_people / "odd" / "compreface_samples").glob("*_[3458].jpg")),
+    ]
+    assert_same_faces_in_the_calls_of_a_gpu([decoding.decode(path.read_bytes()) for path in paths])
+
+
+def test_a_gpu_sees_few_shapes_and_gives_its_outputs_in_one_copy_and_without_a_wait(
+    drawn: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = nets.TorchNets(sizes=nets.ON_GPU)
+    seen: list[tuple[int, ...]] = []
+    copies: list[torch.Size] = []
+    sent, on_host = nets.TorchNets._input, nets._on_host
+
+    def input_seen(self: nets.TorchNets, images: NDArray[np.float32]) -> torch.Tensor:
+        seen.append(images.shape[:2])
+        return sent(self, images)
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        copies.append(tensor.shape)
+        return on_host(tensor)
+
+    monkeypatch.setattr(nets.TorchNets, "_input", input_seen)
+    monkeypatch.setattr(nets, "_on_host", copied)
+    with Dispatched() as counted:
+        find_faces(drawn, [20.0] * len(drawn), loaded)
+    assert set(seen) <= {(16, 320), (4, 320), (256, 24), (64, 24), (256, 48), (64, 48)}
+    assert {side for _, side in seen} == {320, 24, 48}
+    assert len(copies) == len(seen)
+    assert not counted.waits
+
+
+def test_convolutions_are_in_true_float32_and_the_setting_is_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inside: list[bool] = []
+    convolve = torch.nn.Conv2d.forward
+
+    def forward(layer: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        inside.append(torch.backends.cudnn.allow_tf32)
+        return convolve(layer, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    before, loaded = torch.backends.cudnn.allow_tf32, nets.TorchNets()
+    pixels, seams = canvases(1)
+    loaded.propose(pixels, seams[0])
+    loaded.refine(np.zeros((16, 24, 24, 3), np.float32))
+    loaded.finish(np.zeros((16, 48, 48, 3), np.float32))
+    assert before is torch.backends.cudnn.allow_tf32 is True
+    assert inside == [False] * (5 + 3 + 4)
+
+
+def test_openvino_on_a_gpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"not on cuda; choose --detection\.backend torch or auto"):
+        nets.load("openvino", "cuda")

@@ -1,6 +1,6 @@
-"""On a GPU what the CPU does: the same step, the same triplets, whole runs, Ray's workers, and vectors.
+"""A GPU gives what the CPU gives: the same step, the same triplets, whole runs, Ray's workers, and vectors.
 
-These tests want one GPU, and say so where there is none.
+These tests need one GPU, and say so where there is none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from facerec import lock
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.pipeline import embed_faces
 from facerec.models.format import load_model
@@ -94,8 +95,8 @@ def test_a_run_goes_on_from_its_checkpoint_and_its_worker_is_given_the_gpu(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(config_on_gpu(faces, whole, workers=0))
     plan = make_plan(config_on_gpu(faces, killed, workers=0))
-    claim(plan)
-    work_until(plan, 5)
+    with lock.exclusive(plan.uri(), "--run") as fence:
+        work_until(claim(plan, fence), 5)
     with ray_session():
         train(config_on_gpu(faces, killed, workers=1))
     there, here = (read_json_lines(str(run / "metrics.jsonl")) for run in (whole, killed))
