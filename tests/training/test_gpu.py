@@ -20,6 +20,8 @@ from facerec.models.images import decode_jpeg, to_input
 from facerec.publish import Dataset
 from facerec.session import ray_session
 from facerec.telemetry import read_json_lines
+from facerec.training.augment import AugmentConfig
+from facerec.training.augment_batch import augment_batch
 from facerec.training.batches import BatchConfig
 from facerec.training.config import TrainConfig
 from facerec.training.distances import Anchors
@@ -29,6 +31,7 @@ from facerec.training.mining import Miner, MiningConfig
 from facerec.training.plan import claim, make_plan
 from facerec.training.step import MicroBatches, descend
 from tests.support.faces import write_faces
+from tests.training.test_augment_batch import OFTEN, draws
 from tests.training.test_gradient import MARGIN, MICRO, SOFT, batch_of, small_network
 from tests.training.test_loop import config_of, work_until
 from tests.training.test_mining import DENSE, MINERS
@@ -120,3 +123,15 @@ def test_vectors_are_those_of_the_cpu(tmp_path: Path) -> None:
         with ray_session():
             column = embed_faces(config).read("embeddings")["embedding"]
         np.testing.assert_allclose(np.stack(column.to_numpy(zero_copy_only=False)), expected, atol=off)
+
+
+@pytest.mark.parametrize("side", [224, 112])
+def test_a_micro_batch_is_augmented_as_on_the_cpu(side: int) -> None:
+    """But for products in float16, which move a pixel by at most one grey level before contrast and gain."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 3)).astype(np.uint8)
+    faces = torch.from_numpy(noise.repeat(8, axis=1).repeat(8, axis=2))
+    drawn, config = torch.from_numpy(draws(32)), AugmentConfig(**OFTEN)
+    found = augment_batch(faces.cuda(), drawn.cuda(), side, config).cpu().float()
+    difference = (found - augment_batch(faces, drawn, side, config).float()).abs()
+    assert difference.mean() <= 0.15
+    assert (difference > 2).float().mean() <= 0.001
