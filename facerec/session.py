@@ -190,11 +190,6 @@ def cores() -> int:
     return max(resources("CPU"), 1)
 
 
-def one_core() -> bool:
-    """Whether one core is all there is. A cluster that scales from none has more to come."""
-    return resources("CPU") == 1
-
-
 def on_whole_blocks(blocks: list[pa.Table]) -> ray.data.Dataset:
     """A dataset whose blocks are units of work (parts, shards), one each, and are never cut."""
     ray.data.DataContext.get_current().target_max_block_size = None

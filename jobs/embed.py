@@ -40,7 +40,13 @@ class EmbedJobConfig(EmbedConfig):
 
 def photographs(config: EmbedJobConfig) -> Photographs:
     """The photographs and the aligner's part of the work."""
-    align = AlignConfig(source=config.photos, faces=config.take, detection=config.detection, part=config.part)
+    align = AlignConfig(
+        source=config.photos,
+        faces=config.take,
+        detection=config.detection,
+        part=config.part,
+        gpu=config.gpu,
+    )
     listing = listed(align, "--photos")
     return Photographs(
         listed=listing.photographs,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from facerec import storage
+from facerec import pool, storage
 from facerec.alignment.config import AlignConfig
 from facerec.alignment.pipeline import align_source, listed
 from facerec.alignment.pipeline import plan as align_plan
@@ -67,6 +67,8 @@ def run(config: PipelineConfig) -> dict[str, Any]:
     training = replace(config.train, faces=faces, run=trained)
     require_same_model(training, vectors)
     with ray_session():
+        pool.require_gpu(config.align, "--align.gpu")
+        pool.require_gpu(config.embed, "--embed.gpu")
         align_source(align, listing)
         train(training)
         embed_faces(replace(config.embed, faces=faces, model=storage.join(trained, "model"), out=vectors))

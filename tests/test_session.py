@@ -16,7 +16,7 @@ import ray.data
 import ray.train
 
 from facerec.errors import ConfigError, StorageError
-from facerec.session import alone, one_core, private_folder, ray_session
+from facerec.session import alone, private_folder, ray_session
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -144,11 +144,3 @@ def test_a_folder_that_somebody_else_has_made_for_ray_is_not_used(
     assert chosen.is_dir()
     assert chosen.stat().st_mode & 0o777 == 0o700
     assert chosen.stat().st_uid == os.getuid()
-
-
-@pytest.mark.parametrize("resources, one", [({}, False), ({"CPU": 1.0}, True), ({"CPU": 8.0}, False)])
-def test_a_cluster_that_scales_from_none_is_not_one_core(
-    resources: dict[str, float], one: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    assert one_core() is one

@@ -20,6 +20,7 @@ from facerec.alignment.detector import Detections, Detector
 from facerec.alignment.geometry import straighten
 from facerec.alignment.subject import choose_subject
 from facerec.decoding import decode, opened
+from facerec.models import device
 from facerec.models.images import decode_jpeg
 from facerec.phash import perceptual_hash
 from facerec.photographs import as_table
@@ -38,7 +39,12 @@ class Aligner:
     def __init__(self, config: AlignConfig) -> None:
         self._config, detection = config, config.detection
         self._detector = (
-            Detector(detection.min_face, detection.min_face_fraction, detection.backend)
+            Detector(
+                detection.min_face,
+                detection.min_face_fraction,
+                detection.backend,
+                device.name(config.gpu),
+            )
             if config.detector == "mtcnn"
             else None
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from facerec import schema, storage
+from facerec import pool, schema, storage
 from facerec.alignment.nets import Backend
 from facerec.alignment.subject import Policy
 from facerec.errors import ConfigError
@@ -66,6 +66,11 @@ class AlignConfig:
     """Photographs a part, the unit of work that a kill can lose."""
     actors: int = 0
     """Detector actors at most, one core each; 0 takes all the cores there are, and those that join."""
+    gpu: bool = False
+    """Detect on GPUs: each actor has one core and a share of a GPU, and finds the same faces up to rounding."""
+    actors_per_gpu: int = 8
+    """Actors that share one GPU: the cores that feed it. Each takes about 0.5 GB of GPU memory for its CUDA context, and
+    more for what it computes."""
     seed: int = 0
     """Order of identity chunks in the shards."""
 
@@ -73,6 +78,13 @@ class AlignConfig:
         if self.part < 1 or self.actors < 0:
             raise ConfigError(
                 f"part is {self.part} and actors {self.actors}; need --part >= 1 and --actors >= 0"
+            )
+        pool.require_valid(self)
+        if self.gpu and self.detector == "none":
+            raise ConfigError("detector is none, which needs no GPU; leave out --gpu or --detector")
+        if self.gpu and self.detection.backend == "openvino":
+            raise ConfigError(
+                "detection.backend is openvino, which runs on CPUs only; choose --detection.backend torch, or leave out --gpu"
             )
 
     @property

@@ -13,9 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
-from facerec import access, ledger, lock, nodes, publish, schema, storage
+from facerec import access, ledger, lock, nodes, pool, publish, schema, storage
 from facerec.alignment import compaction, sources
 from facerec.alignment.aligner import Aligner
 from facerec.alignment.config import AlignConfig
@@ -24,7 +23,6 @@ from facerec.errors import ConfigError
 from facerec.lock import Fence
 from facerec.photographs import in_order
 from facerec.progress import Progress
-from facerec.session import on_whole_blocks
 from facerec.telemetry import Prometheus
 
 ACTOR_GIB = 1.5
@@ -45,6 +43,7 @@ def align_source(config: AlignConfig, listing: Listing | None = None) -> publish
     listing = listing or listed(config)
     access.require_some(listing.photographs, "--source")
     out = storage.absolute(config.out)
+    pool.require_gpu(config)
     with publish.exclusive(out, "--out") as fence:
         publish.claim(fence, config.deciding(), "--out")
         nodes.require_shared(out, storage.absolute(config.source))
@@ -60,6 +59,7 @@ def align_source(config: AlignConfig, listing: Listing | None = None) -> publish
             print("align: finished already, nothing new in the source", flush=True)
             return publish.open_dataset(out, "jobs/align.py")
         if missing.num_rows:
+            pool.say_if_waiting(config, "align")
             progress, unavailable = Progress("align", missing.num_rows, Prometheus("facerec_align", out)), 0
             with nodes.NodeSeconds() as held:
                 for part in written_parts(fence, missing, config):
@@ -92,7 +92,7 @@ def plan(config: AlignConfig, listing: Listing | None = None) -> dict[str, objec
         **({"noticed": "; ".join(listing.notes())} if listing.notes() else {}),
         "identities": pc.count_distinct(listing.photographs["identity"]).as_py(),
         "to align": f"{missing:,} photographs in {parts:,} parts of up to {config.part}",
-        "workers": f"up to {min(config.actors or parts, parts):,} actors of one core, as the cluster has them",
+        "workers": f"up to {min(config.actors or parts, parts):,} actors, {pool.each(config)}, as the cluster has them",
         "memory": f"{ACTOR_GIB} GiB an actor, {0.5 + listing.photographs.num_rows * DRIVER_BYTES / 2**30:.1f} GiB the driver",
         "result": f"{config.out} " + ("is finished already" if finished else "gets a new generation"),
     }
@@ -122,18 +122,10 @@ def written_parts(
 ) -> Iterator[dict[str, Any]]:
     """Align and write part by part; yields the counts of each as it is finished.
 
-    Actors of one core each, from one up to ``config.actors`` as the cluster has room.
+    Actors of one core, and a share of a GPU if ``config.gpu``: from one up to ``config.actors`` as the cluster has room.
     """
     parts = [photographs.slice(at, config.part) for at in range(0, photographs.num_rows, config.part)]
-    written = on_whole_blocks(parts).map_batches(
-        PartAligner,
-        fn_constructor_args=(config, fence, aligner),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(config.actors or len(parts), len(parts))),
-        num_cpus=1,
-    )
-    yield from written.iter_rows()
+    yield from pool.worked(config, parts, PartAligner, (config, fence, aligner))
 
 
 class PartAligner:
@@ -146,6 +138,7 @@ class PartAligner:
     def __init__(self, config: AlignConfig, fence: Fence, aligner: MakeAligner) -> None:
         self._aligner, self._fence = aligner(config), fence
 
-    def __call__(self, photographs: pa.Table) -> pa.Table:
-        """schema.PHOTOGRAPHS rows of a part to one row of counts."""
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """A packed part of schema.PHOTOGRAPHS rows to one row of counts."""
+        photographs = pool.unpacked(batch)
         return publish.write_part(self._fence, photographs, lambda: self._aligner(photographs))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from facerec import pool
 from facerec.errors import ConfigError
-from facerec.models.backends import Backend
+from facerec.models.backends import Backend, settled_backend
 from facerec.models.precision import Precision
 
 
@@ -29,12 +30,18 @@ class EmbedConfig:
     flip: bool = False
     """Average each vector with its mirrored face's: twice the time."""
     actors: int = 0
-    """Embedding actors at most, one core or GPU each; 0 takes all there are."""
+    """Embedding actors at most, one core each; 0 takes all the cores there are, and those that join."""
     gpu: bool = False
-    """One GPU an actor beside its core."""
+    """Embed on GPUs, and with --photos detect there too: each actor has one core and a share of a GPU."""
+    actors_per_gpu: int = 8
+    """Actors that share one GPU: the cores that feed it. Each takes about 0.5 GB of GPU memory for its CUDA context, and
+    more for what it computes."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.actors < 0:
             raise ConfigError(
                 f"batch_size is {self.batch_size} and actors {self.actors}; need --batch_size >= 1 and --actors >= 0"
             )
+        pool.require_valid(self)
+        if self.gpu and self.backend == "openvino":
+            settled_backend(self.backend, self.gpu)

@@ -7,12 +7,12 @@ from typing import Any
 
 import cv2
 import pyarrow as pa
-import ray.data
 import torch
 
-from facerec import publish, schema, storage
+from facerec import pool, publish, schema, storage
 from facerec.embedding.config import EmbedConfig
 from facerec.lock import Fence
+from facerec.models import device
 from facerec.models.backends import settled_backend
 from facerec.models.embedder import build
 from facerec.models.format import Card, read_card
@@ -81,7 +81,7 @@ def how(config: EmbedConfig, card: Card) -> dict[str, object]:
     backend = settled_backend(config.backend, config.gpu)
     return {
         "model": f"{card.config.backbone} at {card.config.side} pixels, {card.model_id}",
-        "workers": f"{config.actors or 'as many as there is room for'}, one {'GPU' if config.gpu else 'core'} each, {backend}, {config.precision}",
+        "workers": f"{config.actors or 'as many as there is room for'}, {pool.each(config)}, {backend}, {config.precision}",
         "result": config.out,
     }
 
@@ -99,7 +99,7 @@ class RowEmbedder:
             precision=config.precision,
             batch_size=config.batch_size,
             flip=config.flip,
-            device="cuda" if config.gpu else "cpu",
+            device=device.name(config.gpu),
         )
 
     def __call__(self, faces: pa.Table) -> pa.Table:
@@ -112,29 +112,3 @@ class RowEmbedder:
             made = pa.array([value] * rows.num_rows, schema.EMBEDDINGS.field(name).type)
             rows = rows.append_column(name, made)
         return rows
-
-
-def pool(config: EmbedConfig, parts: int) -> dict[str, Any]:
-    """Ray Data's options of embedding actors: one core or GPU each, as many as there is room and work for.
-
-    They are for ``packed`` parts: with GPUs Ray Data wants batches by rows, and would cut and join parts to fill them.
-    """
-    most = min(config.actors or parts, parts)
-    return {
-        "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        "batch_size": 1,
-        "batch_format": "pyarrow",
-        "num_cpus": 1,
-        "num_gpus": 1 if config.gpu else None,
-    }
-
-
-def packed(part: pa.Table) -> pa.Table:
-    """A part of any rows as one row."""
-    rows = pa.concat_arrays(part.to_struct_array().chunks)
-    return pa.table({"part": pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
-
-
-def unpacked(batch: pa.Table) -> pa.Table:
-    """The part that one row holds."""
-    return pa.Table.from_struct_array(pa.concat_arrays(batch["part"].chunks).flatten())

@@ -1,24 +1,22 @@
 """The embedding stage over photographs: another stage's aligner feeds it, and no face touches a disk.
 
-A part is some hundred photographs and one atomic file of vectors and rejects. On CPUs one actor finds the faces of a part
-and embeds them in turn, so every core is busy whatever the faces; with GPUs, detecting actors on the cores feed embedding
-ones. The face travels as the JPEG that a shard would hold, so the vectors are those of ``--faces``.
+A part is some hundred photographs and one atomic file of vectors and rejects. One actor finds the faces of a part and then
+embeds them, so every core is busy whatever the faces; on a GPU it does both on its share. The face travels as the JPEG that
+a shard would hold, so the vectors are those of ``--faces``.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
-from facerec import access, ledger, lock, nodes, publish, schema, storage
+from facerec import access, ledger, lock, nodes, pool, publish, schema, storage
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.embedder import (
     RowEmbedder,
@@ -27,20 +25,14 @@ from facerec.embedding.embedder import (
     checked_card,
     claimed,
     how,
-    packed,
-    pool,
-    unpacked,
 )
 from facerec.lock import Fence
 from facerec.photographs import digest
 from facerec.progress import Progress
-from facerec.session import on_whole_blocks, one_core
 from facerec.telemetry import Prometheus
 
 FILE_ROWS = 50_000
 """Vectors a published file: 25 MB."""
-TOOK = "core_seconds"
-"""Column by which a detecting actor says what a part took it."""
 
 Align = Callable[[pa.Table], pa.Table]
 """schema.PHOTOGRAPHS rows to schema.ALIGNED rows."""
@@ -71,6 +63,7 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
     card = checked_card(config, photographs.preprocessing, "the photographs' faces")
     out, listed = storage.absolute(config.out), photographs.listed
     access.require_some(listed, "--photos")
+    pool.require_gpu(config)
     with publish.exclusive(out, "--out") as fence:
         config = claimed(out, config, card, photographs.deciding, fence)
         nodes.require_shared(out, storage.absolute(config.model), *_one_that_is_there(listed))
@@ -91,9 +84,10 @@ def embed_photographs(photographs: Photographs, config: EmbedConfig) -> publish.
             faces_generation=None,
         )
         if missing.num_rows:
+            pool.say_if_waiting(config, "embed")
             progress, unavailable = Progress("embed", missing.num_rows, Prometheus("facerec_embed", out)), 0
             with nodes.NodeSeconds() as held:
-                for part in written_parts(fence, missing, photographs, config, stamp, apart=config.gpu):
+                for part in written_parts(fence, missing, photographs, config, stamp):
                     progress.add(part)
                     unavailable += part["unavailable"]
                     if part["unavailable"] == part["photographs"]:
@@ -135,82 +129,30 @@ def written_parts(
     photographs: Photographs,
     config: EmbedConfig,
     stamp: Stamp,
-    *,
-    apart: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Align, embed and write part by part; yields the counts of each as it is finished.
-
-    ``apart``: detecting and embedding in two pools, if the cluster has a core for each; else one actor does both in turn.
-    """
+    """Align, embed and write part by part; yields the counts of each as it is finished."""
     parts = [missing.slice(at, photographs.part) for at in range(0, missing.num_rows, photographs.part)]
-    blocks = on_whole_blocks([packed(part) for part in parts])
-    embedding = (config, stamp, fence)
-    if apart and not one_core():
-        aligned = blocks.map_batches(
-            PartAligner,
-            fn_constructor_args=(photographs.make_align,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(parts)),
-            num_cpus=1,
-        )
-        written = aligned.map_batches(
-            AlignedEmbedder, fn_constructor_args=embedding, **pool(config, len(parts))
-        )
-    else:
-        written = blocks.map_batches(
-            PhotographEmbedder,
-            fn_constructor_args=(photographs.make_align, *embedding),
-            **pool(config, len(parts)),
-        )
-    yield from written.iter_rows()
-
-
-class PartAligner:
-    """Finds a part's faces, and says what it took."""
-
-    def __init__(self, make_align: Callable[[], Align]) -> None:
-        self._align = make_align()
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Packed schema.PHOTOGRAPHS rows to packed schema.ALIGNED rows and the column TOOK."""
-        began = time.monotonic()
-        rows = self._align(unpacked(batch))
-        return packed(rows.append_column(TOOK, pa.array([time.monotonic() - began] * rows.num_rows)))
-
-
-class AlignedEmbedder:
-    """Embeds a part's faces and writes them, with its rejects."""
-
-    def __init__(self, config: EmbedConfig, stamp: Stamp, fence: Fence) -> None:
-        self._embed, self._fence = RowEmbedder(config, stamp), fence
-
-    def rows(self, part: pa.Table) -> pa.Table:
-        """schema.ALIGNED rows to schema.EMBEDDED ones."""
-        face = pc.is_null(part["reason"])
-        vectors, rejects = self._embed(part.filter(face)), part.filter(pc.invert(face))
-        return pa.concat_tables([_embedded(vectors), _embedded(rejects)])
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Packed schema.ALIGNED rows and the column TOOK to one row of counts."""
-        part = unpacked(batch)
-        took = part[TOOK][0].as_py()
-        photographs = part.select(schema.PHOTOGRAPHS.names)
-        return publish.write_part(self._fence, photographs, lambda: self.rows(part), before_s=took)
+    yield from pool.worked(config, parts, PhotographEmbedder, (photographs.make_align, config, stamp, fence))
 
 
 class PhotographEmbedder:
-    """Both in turn."""
+    """The job's actor: finds the faces of a part, embeds them and writes the vectors, with the rejects."""
 
     def __init__(
         self, make_align: Callable[[], Align], config: EmbedConfig, stamp: Stamp, fence: Fence
     ) -> None:
-        self._align, self._embed, self._fence = make_align(), AlignedEmbedder(config, stamp, fence), fence
+        self._align, self._embed, self._fence = make_align(), RowEmbedder(config, stamp), fence
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Packed schema.PHOTOGRAPHS rows to one row of counts."""
-        part = unpacked(batch)
-        return publish.write_part(self._fence, part, lambda: self._embed.rows(self._align(part)))
+        """A packed part of schema.PHOTOGRAPHS rows to one row of counts."""
+        part = pool.unpacked(batch)
+        return publish.write_part(self._fence, part, lambda: self._rows(self._align(part)))
+
+    def _rows(self, aligned: pa.Table) -> pa.Table:
+        """schema.ALIGNED rows to schema.EMBEDDED ones."""
+        face = pc.is_null(aligned["reason"])
+        vectors, rejects = self._embed(aligned.filter(face)), aligned.filter(pc.invert(face))
+        return pa.concat_tables([_embedded(vectors), _embedded(rejects)])
 
 
 def _embedded(rows: pa.Table) -> pa.Table:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facerec import lock, nodes, publish, schema, storage
+from facerec import lock, nodes, pool, publish, schema, storage
 from facerec.embedding.config import EmbedConfig
 from facerec.embedding.embedder import (
     RowEmbedder,
@@ -24,13 +24,9 @@ from facerec.embedding.embedder import (
     checked_card,
     claimed,
     how,
-    packed,
-    pool,
-    unpacked,
 )
 from facerec.errors import DatasetError
 from facerec.lock import Fence
-from facerec.session import on_whole_blocks
 from facerec.telemetry import Prometheus
 
 COLUMNS = [*schema.PHOTOGRAPHS.names, "face_id", "image", "phash", "box", "confidence"]
@@ -45,6 +41,7 @@ def embed_faces(config: EmbedConfig) -> publish.Dataset:
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     card = checked_card(config, faces.preprocessing, f"the faces {config.faces}")
     out = storage.absolute(config.out)
+    pool.require_gpu(config)
     with publish.exclusive(out, "--out") as fence:
         config = claimed(out, config, card, {"faces": faces.folder}, fence)
         nodes.require_shared(out, faces.folder, storage.absolute(config.model))
@@ -63,6 +60,8 @@ def embed_faces(config: EmbedConfig) -> publish.Dataset:
             preprocessing_id=card.preprocessing_id,
             faces_generation=faces.generation,
         )
+        if missing:
+            pool.say_if_waiting(config, "embed")
         done, total = 0, sum(part.num_rows for part in missing)
         print(f"embed: {faces.manifest['counts']['faces']} faces, {total} to embed", flush=True)
         gauges, began = Prometheus("facerec_embed", out), time.monotonic()
@@ -150,14 +149,7 @@ def _written(
     fence: Fence, faces: publish.Dataset, parts: list[pa.Table], config: EmbedConfig, stamp: Stamp
 ) -> Iterator[dict[str, Any]]:
     """Embed and write part by part; yields the counts of each as it is finished."""
-    if not parts:
-        return
-    written = on_whole_blocks([packed(part) for part in parts]).map_batches(
-        ShardEmbedder,
-        fn_constructor_args=(config, stamp, fence, faces),
-        **pool(config, len(parts)),
-    )
-    yield from written.iter_rows()
+    yield from pool.worked(config, parts, ShardEmbedder, (config, stamp, fence, faces))
 
 
 class ShardEmbedder:
@@ -168,7 +160,7 @@ class ShardEmbedder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A packed part, rows of one shard by its URI (``shard``) and their numbers (``row``), to one row of counts."""
-        began, part = time.monotonic(), unpacked(batch)
+        began, part = time.monotonic(), pool.unpacked(batch)
         faces = self._faces.rows(part["shard"][0].as_py(), part["row"].to_numpy(), COLUMNS)
         return publish.write_part(
             self._fence,

@@ -8,6 +8,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facerec.errors import ConfigError
+
+
+def name(gpu: bool) -> str:
+    """``cuda`` or ``cpu``. Raises ConfigError if a GPU is wanted and torch finds none in this process."""
+    if gpu and not torch.cuda.is_available():
+        raise ConfigError(
+            "gpu is true, but torch finds no GPU here; install torch for CUDA and the driver, or leave out --gpu"
+        )
+    return "cuda" if gpu else "cpu"
+
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array as a tensor on the device. To a GPU it goes from pinned memory, for which the host does not wait."""

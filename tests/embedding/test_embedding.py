@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,28 +116,3 @@ def test_a_new_generation_of_the_faces_costs_only_its_new_faces(
     assert rows["face_id"].to_pylist() == more.read("faces")["face_id"].to_pylist()
     assert set(rows["faces_generation"].to_pylist()) == {2}
     assert rows.slice(0, 9)["embedding"].equals(first.read("embeddings")["embedding"])
-
-
-ON_A_GPU = """
-import pyarrow as pa, ray
-from facerec.embedding.config import EmbedConfig
-from facerec.embedding.embedder import packed, pool, unpacked
-from facerec.session import on_whole_blocks
-
-class Counter:
-    def __call__(self, batch):
-        part = unpacked(batch)
-        held = len(ray.get_runtime_context().get_accelerator_ids()["GPU"])
-        return pa.table({"rows": [part.num_rows], "gpus": [held]})
-
-ray.init("local", num_cpus=2, num_gpus=1, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
-parts = [pa.table({"row": list(range(rows))}) for rows in (3, 700, 5)]
-print(on_whole_blocks([packed(part) for part in parts]).map_batches(Counter, **pool(EmbedConfig(gpu=True), len(parts))).take_all())
-"""
-
-
-def test_an_actor_on_a_gpu_is_given_one_and_parts_that_are_whole() -> None:
-    done = subprocess.run([sys.executable, "-c", ON_A_GPU], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    rows = ast.literal_eval(done.stdout.splitlines()[-1])
-    assert sorted((row["rows"], row["gpus"]) for row in rows) == [(3, 1), (5, 1), (700, 1)]

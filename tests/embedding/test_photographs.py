@@ -16,13 +16,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from facerec import publish, schema, storage
+from facerec import publish, schema
 from facerec.alignment.aligner import Aligner, aligned_faces
 from facerec.alignment.config import EVERY_FACE, AlignConfig
 from facerec.alignment.pipeline import align_source, listed
 from facerec.embedding.config import EmbedConfig
-from facerec.embedding.embedder import Stamp
-from facerec.embedding.photographs import Photographs, _one_that_is_there, embed_photographs, written_parts
+from facerec.embedding.photographs import Photographs, _one_that_is_there, embed_photographs
 from facerec.embedding.pipeline import embed_faces
 from facerec.errors import MismatchError
 from facerec.models.embedder import ModelConfig, build
@@ -181,24 +180,6 @@ def test_a_photograph_that_was_away_is_embedded_once_it_is_back(tmp_path: Path, 
     second = embed_photographs(brought(source), config(tmp_path))
     assert second.manifest["counts"]["image_rejects"] == {"unreadable": 1}
     assert str(copy) in second.read("embeddings")["source_uri"].to_pylist()
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_two_pools_on_two_cores_write_the_same_parts_as_one(tmp_path: Path, source: Path) -> None:
-    photographs = brought(source)
-    stamp = Stamp(model_id="m", preprocessing_id="p", faces_generation=None)
-    for apart in (False, True):
-        out = str(tmp_path / str(apart))
-        with publish.exclusive(out, "--out") as fence:
-            counts = list(
-                written_parts(fence, photographs.listed, photographs, config(tmp_path), stamp, apart=apart)
-            )
-        assert sum(part["photographs"] for part in counts) == 10
-    one, two = (
-        [storage.read_table(uri) for uri in publish.parts(str(tmp_path / str(way)))] for way in (False, True)
-    )
-    assert pa.concat_tables(one).equals(pa.concat_tables(two))
-    assert all(publish.core_seconds(part) > 0 for part in [*one, *two])
 
 
 @pytest.mark.usefixtures("ray_local")
