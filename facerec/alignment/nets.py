@@ -41,7 +41,7 @@ class Sizes:
 ON_CPU = Sizes((1,), (64, 16))
 """Larger calls gain nothing on a core."""
 ON_GPU = Sizes((16, 4), (256, 64))
-"""A call costs about 30 launches and one wait, whatever its size."""
+"""A call is 19 to 26 launches and one wait, whatever its size."""
 
 
 class Nets(Protocol):

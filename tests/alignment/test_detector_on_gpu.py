@@ -64,11 +64,11 @@ def test_the_host_waits_once_a_call() -> None:
     loaded = nets.TorchNets("cuda")
     loaded.propose(pixels, seams[0])
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             loaded.propose(pixels, seams[0])
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    assert len([line for line in said if "synchronizing" in str(line.message)]) <= 1
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    assert len([line for line in said if "called a synchronizing" in str(line.message)]) <= 1
