@@ -34,14 +34,15 @@ class RunningStatistics:
         self._flatten()
 
     @contextlib.contextmanager
-    def collected(self, groups: int) -> Iterator[Callable[[], None]]:
-        """Within: call what is yielded after each micro-batch. At the end the running statistics take their one step,
-        towards the mean over the ``groups`` micro-batches of all ranks. Collective.
+    def collected(self, groups: int) -> Iterator[Callable[[Tensor | None, int], None]]:
+        """Within: call what is yielded after each forward, with None after a forward of one micro-batch, or with the mean
+        of the statistics of several, in the order of this table, and their number. At the end the running statistics take
+        their one step, towards the mean over the ``groups`` micro-batches of all ranks. Collective.
 
         During the forwards momentum is 1, so that a layer's running statistics *are* those of its last micro-batch.
         """
         if not self._layers:
-            yield lambda: None
+            yield lambda _mean, _count: None
             return
         if not self._are_views():  # the network was moved or cast
             self._flatten()
@@ -49,8 +50,8 @@ class RunningStatistics:
         for layer in self._layers:
             layer.momentum, layer.num_batches_tracked = 1.0, None
 
-        def collect() -> None:
-            total.add_(self._table)
+        def collect(mean: Tensor | None, count: int) -> None:
+            total.add_(self._table if mean is None else mean, alpha=count)
 
         yield collect
         mean = all_reduce(total) / groups

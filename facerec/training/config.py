@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from facerec.errors import ConfigError
 from facerec.models.embedder import ModelConfig
@@ -17,7 +17,8 @@ from facerec.training.mining import MiningConfig
 from facerec.training.validation import ValidationConfig
 
 INDIFFERENT = (
-    *("faces", "run", "num_workers", "gpu", "threads", "loader_threads", "compile"),
+    *("faces", "run", "num_workers", "gpu", "threads", "loader_threads", "compile", "cuda_graphs"),
+    "shared_forward",
     *("validation", "checkpoint_every", "keep", "log_every", "profile"),
 )
 """Settings that may change between a run's attempts. The faces are pinned by their hash, so they may move."""
@@ -105,7 +106,12 @@ class TrainConfig:
     loader_threads: int = 1
     """CPU threads a worker decodes and augments with, ahead of the step."""
     compile: bool = False
-    """torch.compile of the backbone: minutes at the start, for some speed on a GPU."""
+    """torch.compile of a forward and its backward: minutes at the start, for speed on a GPU."""
+    cuda_graphs: bool = False
+    """Replay the compiled kernels as CUDA graphs, without a launch for each; needs ``compile`` and ``gpu``."""
+    shared_forward: int | Literal["auto"] = "auto"
+    """Micro-batches at most that are embedded in one forward; statistics and dropout stay those of each micro-batch. auto:
+    with ``compile`` on a GPU as many as fit its memory, else 1, which is faster there."""
     init: str | None = None
     """Folder of a model to start from; without it weights are drawn from the seed."""
 
@@ -113,6 +119,14 @@ class TrainConfig:
         for name in ("steps", "checkpoint_every", "keep", "log_every", "threads", "loader_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose 1 or more (--{name})")
+        if self.shared_forward != "auto" and self.shared_forward < 1:
+            raise ConfigError(
+                f"shared_forward is {self.shared_forward}; choose auto, or 1 or more (--shared_forward)"
+            )
+        if self.cuda_graphs and not (self.compile and self.gpu):
+            raise ConfigError(
+                f"cuda_graphs needs compile and gpu, which are {self.compile} and {self.gpu} (--compile true --gpu true)"
+            )
         if self.profile < 0:
             raise ConfigError(
                 f"profile is {self.profile}; choose 0 for none, or a number of steps (--profile)"

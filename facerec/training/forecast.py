@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from facerec.models.embedder import build
 from facerec.training import state
 from facerec.training.config import TrainConfig
+from facerec.training.launches import MOST_FACES
 from facerec.training.loader import CACHE_BYTES, HELD
 from facerec.training.plan import Plan, claimed_steps, make_plan
 from facerec.training.step import MicroBatches
 
 PROCESS_BYTES = 2**30
 """A worker with Ray and torch's CUDA build loaded."""
+MEMORY_SHARE = 0.4
+"""Of a GPU's free memory, for the graph of a forward: the rest is for the backward's own, the loss and fragmentation."""
 TRIED = 2
 """Faces that are embedded to see what a graph keeps: the fewest that BatchNorm takes."""
 
@@ -53,10 +56,29 @@ def worker_bytes(plan: Plan, workers: int) -> int:
     numbers = sum(parameter.numel() for parameter in network.parameters())
     copies = 5 + (config.ema > 0)  # weights, gradients and DDP's buckets of them, two moments
     cached = config.batch.cache and shape.groups > workers
-    graphs = shape.micro_batch if cached else shape.sizes(workers)[0]
+    shared = 1 if config.shared_forward == "auto" else config.shared_forward
+    graphs = min(shared * shape.micro_batch, shape.sizes(workers)[0]) if cached else shape.sizes(workers)[0]
     images = HELD * shape.sizes(workers)[0] * 3 * config.model.side**2
     graph = graphs * kept_bytes(network, config.model.side, plan.precision)
     return PROCESS_BYTES + CACHE_BYTES + 4 * numbers * copies + images + graph
+
+
+def shared_micro_batches(plan: Plan, device: torch.device, own: int) -> int:
+    """Micro-batches at most in one forward, of the ``own`` of a rank: ``--shared_forward``, or what fits the GPU's memory."""
+    config = plan.config
+    if config.shared_forward != "auto":
+        return min(config.shared_forward, own)
+    if device.type != "cuda" or not config.compile:
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    network = build(config.model, config.seed)
+    return that_fit(free, kept_bytes(network, config.model.side, plan.precision), plan.shape.micro_batch, own)
+
+
+def that_fit(free: int, per_face: int, micro_batch: int, own: int) -> int:
+    """Micro-batches whose graph takes a share MEMORY_SHARE of the ``free`` bytes, and at most MOST_FACES faces; 1 or more."""
+    faces = min(MOST_FACES, int(free * MEMORY_SHARE) // max(1, per_face))
+    return max(1, min(faces // micro_batch, own))
 
 
 def kept_bytes(network: nn.Module, side: int, precision: str) -> int:

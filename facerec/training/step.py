@@ -12,7 +12,7 @@ Legend: n faces of this rank, b of the global batch, m of a micro-batch, d embed
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from facerec.training.clock import Clock
 from facerec.training.dense import dense_sum, is_dense
 from facerec.training.distances import Anchors, Distance, Ints, blocks, on_device
 from facerec.training.gather import gather, world
+from facerec.training.launches import SharedForward, even
 from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
 from facerec.training.metric_learning import library_loss
 from facerec.training.mining import Miner, MiningConfig
@@ -35,40 +36,76 @@ Library = tuple[nn.Module, nn.Module | None]
 
 
 class MicroBatches(nn.Module):
-    """Embeds a rank's micro-batches one after another. What DDP wraps, so that one step is one forward to it."""
+    """Embeds a rank's micro-batches. What DDP wraps, so that one step is one forward to it."""
 
-    def __init__(self, network: nn.Module, groups: int, precision: str = "fp32") -> None:
-        """``groups`` is G, the micro-batches of the global batch; ``precision`` is fp32 or bf16 (autocast)."""
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: int,
+        precision: str = "fp32",
+        *,
+        shared: int = 1,
+        backend: str | None = None,
+        cuda_graphs: bool = False,
+    ) -> None:
+        """``groups`` is G, the micro-batches of the global batch; ``precision`` is fp32 or bf16 (autocast).
+
+        ``shared`` micro-batches at most are embedded in one forward (see launches), which ``backend`` compiles.
+        """
         super().__init__()
-        self.network, self._groups, self._precision = network, groups, precision
+        self.network, self._groups, self._precision, self._shared = network, groups, precision, shared
         self._statistics = RunningStatistics(network)
+        self._shared_forward = (
+            SharedForward(network, precision, backend, cuda_graphs) if backend or shared > 1 else None
+        )
 
     def forward(self, images: Tensor, seeds: Sequence[int], replay: bool = False) -> Tensor:
         """Embeddings [n, d] of images, uint8 [n, s, s, 3]; ``seeds`` has one number a micro-batch of this rank.
 
-        Images go to the network's device a micro-batch at a time; floats are taken to be its input already.
+        Images go to the network's device as they are embedded; floats are taken to be its input already.
 
-        The seed before each forward makes dropout a function of the micro-batch and not of the rank. A ``replay``
-        repeats one micro-batch, whose statistics have been counted already.
+        The seed of each micro-batch makes dropout a function of the micro-batch and not of the rank. A ``replay``
+        repeats micro-batches whose statistics have been counted already.
         """
-        if replay:
-            with kept_statistics(self.network):
-                return self._embed(images, seeds[0])
-        embedded = []
-        with self._statistics.collected(self._groups) as collect:
-            for seed, micro_batch in zip(seeds, images.chunk(len(seeds)), strict=True):
-                embedded.append(self._embed(micro_batch, seed))
-                collect()
-        return torch.cat(embedded)
+        with contextlib.ExitStack() as stack:
+            if replay:
+                stack.enter_context(kept_statistics(self.network))
+            else:
+                collect = stack.enter_context(self._statistics.collected(self._groups))
+            if (
+                not torch.is_grad_enabled()
+            ):  # weights are cast once; with a graph, their gradients would add up in bf16
+                stack.enter_context(full_or_half(self._device(), self._precision))
+            embedded: list[Tensor] = []
+            for part, part_seeds in self.forwards(images, seeds):
+                alone = replay or not embedded or not torch.is_grad_enabled()
+                vectors, statistics = self._embed(part, part_seeds, alone)
+                embedded.append(vectors)
+                if not replay:
+                    collect(statistics, len(part_seeds))
+            return torch.cat(embedded)
 
-    def _embed(self, images: Tensor, seed: int) -> Tensor:
-        images = images.to(next(self.network.parameters()).device, non_blocking=True)
+    def forwards(self, rows: Tensor, seeds: Sequence[int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        """The rows of this rank's micro-batches, [n, ...], and their seeds, as they are embedded together."""
+        m, at = len(rows) // len(seeds), 0
+        for count in even(len(seeds), self._shared):
+            yield rows[at * m : (at + count) * m], seeds[at : at + count]
+            at += count
+
+    def _embed(self, images: Tensor, seeds: Sequence[int], alone: bool) -> tuple[Tensor, Tensor | None]:
+        """Embeddings, and the statistics that :class:`SharedForward` gives."""
+        images = images.to(self._device(), non_blocking=True)
+        if self._shared_forward:
+            return self._shared_forward(images, seeds, alone)
         if images.dtype == torch.uint8:
             images = normalize(images)
-        torch.manual_seed(seed)
+        torch.manual_seed(seeds[0])
         with full_or_half(images.device, self._precision):
             embeddings: Tensor = self.network(images)
-        return embeddings
+        return embeddings, None
+
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
 
 @dataclass(frozen=True)
@@ -150,16 +187,19 @@ def _by_library(library: Library, anchors: Anchors, mining: MiningConfig) -> tup
 
 
 def _replay(model: nn.Module, images: Tensor, seeds: Sequence[int], gradient: Tensor) -> None:
-    """Backward of each micro-batch for its rows of dL/dz [n, d]. DDP averages once, with the last one."""
-    parts = zip(images.chunk(len(seeds)), gradient.chunk(len(seeds)), seeds, strict=True)
-    for number, (micro_batch, rows, seed) in enumerate(parts, start=1):
-        wait = number < len(seeds) and isinstance(model, nn.parallel.DistributedDataParallel)
+    """Backward of each forward for its rows of dL/dz [n, d]. DDP averages once, with the last one."""
+    forwards = _bare(model).forwards
+    parts = list(zip(forwards(images, seeds), forwards(gradient, seeds), strict=True))
+    for number, ((part, part_seeds), (rows, _)) in enumerate(parts, start=1):
+        wait = number < len(parts) and isinstance(model, nn.parallel.DistributedDataParallel)
         with model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-            model(micro_batch, [seed], replay=True).backward(rows)
+            model(part, part_seeds, replay=True).backward(rows)
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+def _bare(model: nn.Module) -> MicroBatches:
+    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    assert isinstance(bare, MicroBatches)
+    return bare
 
 
 def nearest_negatives(anchors: Anchors, distance: Distance) -> Tensor:

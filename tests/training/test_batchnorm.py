@@ -125,4 +125,4 @@ def test_the_statistics_survive_what_happens_to_a_network(change: str) -> None:
 
 def test_a_network_without_batchnorm_has_none() -> None:
     with RunningStatistics(nn.Linear(2, 2)).collected(GROUPS) as collect:
-        collect()
+        collect(None, 1)
