@@ -1,10 +1,11 @@
-"""What can go wrong by a user's hand. Jobs print these as one line and exit 2; anything else is a bug.
+"""Errors that the user can fix. Jobs print these as one line and exit 2; anything else is a bug.
 
 FacerecError
 ├── ConfigError      a flag, a YAML key, or two of them that do not fit together
 ├── SourceError      photographs that are not there, or not usable
 ├── DatasetError     a faces/ or embeddings/ folder that cannot be trusted
 ├── StorageError     S3 that refuses or does not answer, a disk that is full or not ours to write
+├── ProcessError     a process of the job that was killed or cannot be started: memory is short, or the machine is full
 ├── MismatchError    two artifacts that do not belong together (preprocessing, model, run)
 └── BusyError        another run holds the folder
 """
@@ -33,6 +34,10 @@ class StorageError(FacerecError):
 
     code = ""
     """The code by which S3 refused, in lower case and without underscores: "accessdenied"; empty elsewhere."""
+
+
+class ProcessError(FacerecError):
+    """A process that the job started was killed, or cannot be started. Another attempt may succeed."""
 
 
 class MismatchError(FacerecError):

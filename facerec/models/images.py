@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from facerec.errors import DatasetError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # loader processes import this module, and have no use for torch
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
@@ -34,6 +37,8 @@ def resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 def to_input(images: NDArray[np.uint8], side: int) -> Tensor:
     """RGB uint8 [n, h, w, 3] to float32 [n, 3, side, side] in [-1, 1]."""
+    import torch
+
     return normalize(torch.from_numpy(np.stack([resize(image, side) for image in images])))
 
 

@@ -17,11 +17,15 @@ from facerec.training.mining import MiningConfig
 from facerec.training.validation import ValidationConfig
 
 INDIFFERENT = (
-    *("faces", "run", "num_workers", "gpu", "threads", "loader_threads", "compile", "cuda_graphs"),
+    *("faces", "run", "num_workers", "gpu", "threads", "loader_processes", "compile", "cuda_graphs"),
     "shared_forward",
     *("validation", "checkpoint_every", "keep", "log_every", "profile"),
 )
 """Settings that may change between a run's attempts. The faces are pinned by their hash, so they may move."""
+
+
+GPU_LOADER_PROCESSES = 4
+"""Loader processes that ``auto`` takes for a worker with a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +107,9 @@ class TrainConfig:
     """Number of steps to trace into run/profile/, for Perfetto or chrome://tracing, after 10 steps that are not traced."""
     threads: int = 1
     """CPU threads a worker computes with."""
-    loader_threads: int = 1
-    """CPU threads a worker decodes and augments with, ahead of the step."""
+    loader_processes: int | Literal["auto"] = "auto"
+    """Processes a worker decodes and augments with, ahead of the step; 0 for a thread of the training process, which
+    makes every launch on a GPU dearer. auto: 0 on a CPU, 4 with --gpu."""
     compile: bool = False
     """torch.compile of a forward and its backward: minutes at the start, for speed on a GPU."""
     cuda_graphs: bool = False
@@ -116,7 +121,7 @@ class TrainConfig:
     """Folder of a model to start from; without it weights are drawn from the seed."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "checkpoint_every", "keep", "log_every", "threads", "loader_threads"):
+        for name in ("steps", "checkpoint_every", "keep", "log_every", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose 1 or more (--{name})")
         if self.shared_forward != "auto" and self.shared_forward < 1:
@@ -131,6 +136,11 @@ class TrainConfig:
             raise ConfigError(
                 f"profile is {self.profile}; choose 0 for none, or a number of steps (--profile)"
             )
+        if self.loader_process_count < 0:
+            raise ConfigError(
+                f"loader_processes is {self.loader_processes}; choose auto, 0 for a thread of the training process, or "
+                "a number (--loader_processes)"
+            )
         least, most = self.workers
         if least < 0 or most < least or (least == 0 and most):
             raise ConfigError(
@@ -144,6 +154,13 @@ class TrainConfig:
     def workers(self) -> tuple[int, int]:
         """Least and most Ray workers; (0, 0) for this process."""
         return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+    @property
+    def loader_process_count(self) -> int:
+        """Loader processes of each worker."""
+        if self.loader_processes == "auto":
+            return GPU_LOADER_PROCESSES if self.gpu else 0
+        return self.loader_processes
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide the result, by flag: what a run folder belongs to. Of these only ``steps`` may grow."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from facerec import errors, lock, nodes, session, storage
-from facerec.errors import BusyError, ConfigError, FacerecError, StorageError
+from facerec.errors import BusyError, ConfigError, FacerecError, ProcessError, StorageError
 from facerec.models.format import is_model, read_card
 from facerec.training import state
 from facerec.training.config import TrainConfig
@@ -107,6 +107,11 @@ def _fit(plan: Plan) -> None:
 
 
 def _trainer(plan: Plan) -> Any:
+    """Ray Train for the run. A worker asks Ray for one core, or with --gpu for one GPU alone.
+
+    Loader processes are not part of the request. A worker that asked for their cores too would wait for ever on a machine
+    with fewer cores, such as one with 4 cores and a GPU; with fewer cores the processes are only slower.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -146,8 +151,8 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
 
 
 def _is_final(fault: FacerecError | None) -> bool:
-    """Whether trying again would not mend it; S3 may answer at the next attempt."""
-    return fault is not None and not isinstance(fault, StorageError)
+    """Whether another attempt would fail too. S3 may answer at the next one, and memory may be free."""
+    return fault is not None and not isinstance(fault, StorageError | ProcessError)
 
 
 def _fault(plan: Plan) -> FacerecError | None:

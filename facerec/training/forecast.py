@@ -13,12 +13,15 @@ from facerec.training.config import TrainConfig
 from facerec.training.launches import MOST_FACES
 from facerec.training.loader import CACHE_BYTES, HELD
 from facerec.training.plan import Plan, claimed_steps, make_plan
+from facerec.training.processes import SLOTS
 from facerec.training.step import MicroBatches
 
 PROCESS_BYTES = 2**30
 """A worker with Ray and torch's CUDA build loaded."""
 MEMORY_SHARE = 0.4
 """Of a GPU's free memory, for the graph of a forward: the rest is for the backward's own, the loss and fragmentation."""
+LOADER_PROCESS_BYTES = 64 * 2**20
+"""A loader process without the faces that it makes: Python, NumPy and OpenCV, 22 MiB of them its own (measured)."""
 TRIED = 2
 """Faces that are embedded to see what a graph keeps: the fewest that BatchNorm takes."""
 
@@ -46,11 +49,14 @@ def _workers(plan: Plan) -> str:
     if not most:
         return "this process, without Ray"
     number = f"{most}" if least == most else f"{least} to {most}"
-    return f"{number}, one {'GPU and one core' if plan.config.gpu else 'core'} each"
+    loaders = plan.config.loader_process_count
+    beside = f", with {loaders} loader processes" if loaders else ""
+    return f"{number}, one {'GPU' if plan.config.gpu else 'core'} each{beside}"
 
 
 def worker_bytes(plan: Plan, workers: int) -> int:
-    """The most that the first of so many workers holds; on a GPU, all of it but the process and the cache is there."""
+    """The most that the first of so many workers holds, its loader processes included. With a GPU, weights and graph are
+    in its memory, and the rest is the host's."""
     config, shape = plan.config, plan.shape
     network = build(config.model, config.seed)
     numbers = sum(parameter.numel() for parameter in network.parameters())
@@ -58,7 +64,8 @@ def worker_bytes(plan: Plan, workers: int) -> int:
     cached = config.batch.cache and shape.groups > workers
     shared = 1 if config.shared_forward == "auto" else config.shared_forward
     graphs = min(shared * shape.micro_batch, shape.sizes(workers)[0]) if cached else shape.sizes(workers)[0]
-    images = HELD * shape.sizes(workers)[0] * 3 * config.model.side**2
+    faces = HELD * shape.sizes(workers)[0] + _in_flight(config.loader_process_count) * shape.micro_batch
+    images = faces * 3 * config.model.side**2 + config.loader_process_count * LOADER_PROCESS_BYTES
     graph = graphs * kept_bytes(network, config.model.side, plan.precision)
     return PROCESS_BYTES + CACHE_BYTES + 4 * numbers * copies + images + graph
 
@@ -79,6 +86,11 @@ def that_fit(free: int, per_face: int, micro_batch: int, own: int) -> int:
     """Micro-batches whose graph takes a share MEMORY_SHARE of the ``free`` bytes, and at most MOST_FACES faces; 1 or more."""
     faces = min(MOST_FACES, int(free * MEMORY_SHARE) // max(1, per_face))
     return max(1, min(faces // micro_batch, own))
+
+
+def _in_flight(processes: int) -> int:
+    """Micro-batches that are made beside the shares: by loader processes, or by the loader's thread."""
+    return SLOTS * processes or 1
 
 
 def kept_bytes(network: nn.Module, side: int, precision: str) -> int:

@@ -6,11 +6,12 @@ faster to write and cannot be resumed at a step.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facerec import seeding, storage
-from facerec.models.images import decode_jpeg, resize
 from facerec.publish import Dataset
-from facerec.training.augment import DRAWS, AugmentConfig, augment
+from facerec.training.augment import DRAWS, AugmentConfig
+from facerec.training.decoder import Job, Recipe
 from facerec.training.index import FaceIndex
-from facerec.training.schedule import Schedule
+from facerec.training.processes import Processes
+from facerec.training.schedule import Batch, Schedule
 
 CACHE_BYTES = 2**30
 """JPEG bytes kept a worker: a window's row groups (see schedule), so that each is read once."""
@@ -85,13 +87,17 @@ class FaceStore:
         return self._files[file]
 
 
+Make = Callable[[Iterable[Job]], Iterator[Tensor]]
+"""Makes jobs in their order. A tensor may be overwritten after the next one has been asked for."""
+
+
 @dataclass(frozen=True)
 class Share:
     """One rank's part of one global batch; n faces of its own, b in all."""
 
     step: int
     images: Tensor
-    """RGB uint8 [n, side, side, 3]: a quarter of what the network takes, made that a micro-batch at a time."""
+    """RGB uint8 [n, side, side, 3], a quarter of the network's input, which is made of one micro-batch at a time."""
     labels: NDArray[np.int64]
     """[b], of the global batch."""
     faces: NDArray[np.int64]
@@ -107,25 +113,17 @@ class Loader:
     side: int
     augment: AugmentConfig | None
     seed: int
-    threads: int = 1
-    """That decode and augment."""
+    processes: int = 0
+    """How many processes decode and augment; 0 for a thread of this process."""
     pin: bool = False
     """Whether images lie in pinned memory, from which they go to a GPU beside its work."""
 
-    def load(self, step: int, groups: range, pool: Executor | None = None) -> Share:
-        """The micro-batches ``groups`` of a step."""
-        batch, m = self.schedule.batch(step), self.schedule.shape.micro_batch
-        jpegs = self.store.read(batch.faces[groups.start * m : groups.stop * m])
-        drawn = np.concatenate(
-            [seeding.generator(self.seed, "augment", step, group).random((m, DRAWS)) for group in groups]
-        )
-        faces = (pool.map if pool else map)(self._face, jpegs, drawn)
-        images = torch.from_numpy(np.stack(list(faces)))
-        images = images.pin_memory() if self.pin else images
-        return Share(step, images, batch.labels, batch.faces)
+    def load(self, step: int, groups: range) -> Share:
+        """The micro-batches ``groups`` of a step, made by the thread that calls."""
+        return next(self._shares(range(step, step + 1), groups, self._in_this_thread))
 
     def ahead(self, steps: range, groups: range) -> Generator[Share, None, None]:
-        """The same for steps in order, made by a thread while the caller trains."""
+        """The same for steps in order, made while the caller trains: read by a thread, decoded there or in processes."""
         made: queue.Queue[Share | BaseException] = queue.Queue(maxsize=AHEAD)
         stopped = threading.Event()
         thread = threading.Thread(target=self._make, args=(steps, groups, made, stopped), daemon=True)
@@ -146,19 +144,52 @@ class Loader:
         self, steps: range, groups: range, made: queue.Queue[Share | BaseException], stopped: threading.Event
     ) -> None:
         try:
-            with ThreadPoolExecutor(self.threads) as pool:
-                for step in steps:
+            with contextlib.ExitStack() as stack:
+                make: Make = self._in_this_thread
+                if self.processes:
+                    m = self.schedule.shape.micro_batch
+                    make = stack.enter_context(Processes(self.processes, self._recipe, m)).map
+                for share in self._shares(steps, groups, make):
                     if stopped.is_set():
                         return
-                    made.put(self.load(step, groups, pool if self.threads > 1 else None))
+                    made.put(share)
+                    del share  # the queue's alone, so that no more than HELD are in memory
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that trains
             made.put(error)
 
-    def _face(self, jpeg: bytes, drawn: NDArray[np.float64]) -> NDArray[np.uint8]:
-        face = decode_jpeg(jpeg)
-        return (
-            resize(face, self.side) if self.augment is None else augment(face, self.side, self.augment, drawn)
-        )
+    def _shares(self, steps: range, groups: range, make: Make) -> Iterator[Share]:
+        """The shares of steps in order. Jobs are read ahead of the share that is being filled, as far as ``make`` asks."""
+        to_read, batches = itertools.tee(map(self.schedule.batch, steps))
+        faces = make(self._jobs(zip(steps, to_read, strict=True), groups))
+        for step, batch in zip(steps, batches, strict=True):
+            yield Share(step, self._filled(len(groups), faces), batch.labels, batch.faces)
+
+    def _jobs(self, batches: Iterable[tuple[int, Batch]], groups: range) -> Iterator[Job]:
+        """A job for each micro-batch. The files of a share are read at once, each row group for all that it holds."""
+        m = self.schedule.shape.micro_batch
+        for step, batch in batches:
+            jpegs = self.store.read(batch.faces[groups.start * m : groups.stop * m])
+            for number, group in enumerate(groups):
+                drawn = seeding.generator(self.seed, "augment", step, group).random((m, DRAWS))
+                yield Job(jpegs[number * m : (number + 1) * m], drawn)
+
+    def _filled(self, groups: int, faces: Iterator[Tensor]) -> Tensor:
+        """The next micro-batches in memory of their own. Copying leaves the interpreter to the thread that trains."""
+        m = self.schedule.shape.micro_batch
+        images = torch.empty((groups * m, self.side, self.side, 3), dtype=torch.uint8, pin_memory=self.pin)
+        for part in torch.split(images, m):
+            part.copy_(next(faces))
+        return images
+
+    def _in_this_thread(self, jobs: Iterable[Job]) -> Iterator[Tensor]:
+        faces = np.empty((self.schedule.shape.micro_batch, self.side, self.side, 3), np.uint8)
+        for job in jobs:
+            self._recipe.make(job, faces)
+            yield torch.from_numpy(faces)
+
+    @property
+    def _recipe(self) -> Recipe:
+        return Recipe(self.side, self.augment)
 
 
 def _drain(made: queue.Queue[Share | BaseException]) -> None:

@@ -77,7 +77,7 @@ class Worker:
             side=side,
             augment=self.config.augment,
             seed=self.config.seed,
-            threads=self.config.loader_threads,
+            processes=self.config.loader_process_count,
             pin=self.config.gpu,
         )
         self.kept_back = bool(plan.split.validation)

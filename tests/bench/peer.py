@@ -69,7 +69,7 @@ def train_peer(config: TrainConfig, kind: str, lr: float, seconds: float) -> flo
         side=config.model.side,
         augment=config.augment,
         seed=config.seed,
-        threads=config.loader_threads,
+        processes=config.loader_process_count,
     )
     network = build(config.model, config.seed).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)

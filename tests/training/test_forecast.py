@@ -10,9 +10,10 @@ import pytest
 from torch import nn
 
 from facerec import storage
-from facerec.errors import MismatchError
+from facerec.errors import ConfigError, MismatchError
 from facerec.training.config import TrainConfig
-from facerec.training.forecast import forecast, kept_bytes
+from facerec.training.forecast import LOADER_PROCESS_BYTES, forecast, kept_bytes, worker_bytes
+from facerec.training.plan import make_plan
 from tests.support.faces import write_faces
 
 
@@ -45,3 +46,25 @@ def test_a_forecast_of_more_steps_is_of_the_same_run_and_of_fewer_is_refused(tmp
     assert forecast(replace(config, steps=900))["steps"] == "900 of 900, a checkpoint every 100"
     with pytest.raises(MismatchError, match="planned for 600 steps and --steps is 599"):
         forecast(replace(config, steps=599))
+
+
+def test_loader_processes_are_counted_and_auto_is_for_a_gpu(tmp_path: Path) -> None:
+    """b = 36, m = 18 at 64 px: two micro-batches in flight per process, and one of the thread without processes."""
+    faces = write_faces(tmp_path / "faces", 12, 6, side=64)
+    config = TrainConfig(faces=str(faces.folder), run=str(tmp_path / "run"), num_workers=1)
+    held = [
+        worker_bytes(make_plan(replace(config, loader_processes=processes)), 1) for processes in (0, 1, 3)
+    ]
+    micro_batch = 18 * 3 * config.model.side**2
+    assert held[1] - held[0] == LOADER_PROCESS_BYTES + micro_batch
+    assert held[2] - held[1] == 2 * LOADER_PROCESS_BYTES + 4 * micro_batch
+    assert [replace(config, gpu=gpu).loader_process_count for gpu in (False, True)] == [0, 4]
+    assert [
+        replace(config, gpu=True, loader_processes=processes).loader_process_count for processes in (0, 7)
+    ] == [0, 7]
+    with pytest.raises(ConfigError, match=r"loader_processes is -1; choose auto, 0 .*--loader_processes"):
+        replace(config, loader_processes=-1)
+    assert (
+        forecast(replace(config, loader_processes=3))["workers"]
+        == "1, one core each, with 3 loader processes"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import yaml
 from facerec.models.format import read_card
 from facerec.publish import Dataset
 from facerec.telemetry import read_json_lines
+from facerec.training import decoder
 from facerec.training.config import TrainConfig
 from facerec.training.fit import train
 from tests.support.processes import descendants, kill_once
@@ -32,12 +34,16 @@ def command_of(config: TrainConfig, preset: Path) -> list[str]:
     return [sys.executable, str(JOB), "--config", str(preset)]
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.cluster)])
+@pytest.mark.parametrize(
+    ("num_workers", "loader_processes"),
+    [(0, 0), (0, 2), pytest.param(2, 0, marks=pytest.mark.cluster)],
+)
 def test_a_killed_trainer_ends_by_the_same_command_as_if_nothing_had_happened(
-    num_workers: int, faces: Dataset, tmp_path: Path
+    num_workers: int, loader_processes: int, faces: Dataset, tmp_path: Path
 ) -> None:
+    """Its loader processes end with it. The undisturbed run has none, and its weights are equal."""
     run = tmp_path / "run"
-    config = config_of(faces, run, num_workers=num_workers, steps=STEPS)
+    config = config_of(faces, run, num_workers=num_workers, steps=STEPS, loader_processes=loader_processes)
     command = command_of(config, tmp_path / "preset.yaml")
     kill_once(command, (run / "checkpoints" / "step-00000004").exists)
     assert not (run / "model").exists()
@@ -51,7 +57,7 @@ def test_a_killed_trainer_ends_by_the_same_command_as_if_nothing_had_happened(
         *range(2, STEPS + 1, 2),
     ]
     if num_workers == 0:
-        train(replace(config, run=str(tmp_path / "undisturbed")))
+        train(replace(config, run=str(tmp_path / "undisturbed"), loader_processes=0))
         assert weights(run) == weights(tmp_path / "undisturbed")
 
 
@@ -60,7 +66,7 @@ def test_a_killed_trainer_ends_by_the_same_command_as_if_nothing_had_happened(
 def test_two_ray_workers_train_on_when_one_is_killed(faces: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with ThreadPoolExecutor() as pool:
-        killed = pool.submit(_kill_a_worker, run / "checkpoints" / "step-00000002")
+        killed = pool.submit(_kill_a_process, b"RayTrainWorker", run / "checkpoints" / "step-00000002")
         train(config_of(faces, run, num_workers=2, steps=STEPS))
         assert killed.result(timeout=0) > 0
     assert read_card(str(run / "model")).about["steps"] == STEPS
@@ -70,12 +76,34 @@ def test_two_ray_workers_train_on_when_one_is_killed(faces: Dataset, tmp_path: P
     ]
 
 
-def _kill_a_worker(once: Path) -> int:
-    """SIGKILL one Ray Train worker of this process as soon as the first checkpoint stands; gives its process id."""
+@pytest.mark.usefixtures("ray_local")
+def test_ray_train_starts_a_worker_again_whose_loader_process_is_killed(
+    faces: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = config_of(faces, run, num_workers=1, steps=STEPS, loader_processes=1)
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(
+            _kill_a_process, decoder.__name__.encode(), run / "checkpoints" / "step-00000002"
+        )
+        train(config)
+        assert killed.result(timeout=0) > 0
+    fault = json.loads((run / "fault.json").read_text())
+    assert fault["kind"] == "ProcessError"
+    assert f"loader process {killed.result()} has ended (signal 9" in fault["said"]
+    train(replace(config, run=str(tmp_path / "undisturbed"), num_workers=0, loader_processes=0))
+    assert weights(run) == weights(tmp_path / "undisturbed")
+
+
+def _kill_a_process(word: bytes, once: Path) -> int:
+    """SIGKILL one process below this one that has the word in its command line, as soon as the first checkpoint stands.
+
+    Returns its process id, or 0 if there is none.
+    """
     while not once.exists():
         time.sleep(0.01)
     for process in descendants(os.getpid()):
-        if b"RayTrainWorker" in Path(f"/proc/{process}/cmdline").read_bytes():
+        if word in Path(f"/proc/{process}/cmdline").read_bytes():
             os.kill(process, signal.SIGKILL)
             return process
     return 0
