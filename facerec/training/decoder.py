@@ -11,6 +11,7 @@ Legend: m faces of a micro-batch, s image side.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import pickle
 import signal
@@ -50,8 +51,13 @@ class Recipe:
         for number, (jpeg, drawn) in enumerate(zip(job.jpegs, job.drawn, strict=True)):
             faces[number] = self._face(jpeg, drawn)
 
+    @property
+    def least(self) -> int:
+        """The pixels a side that the smallest crop needs, so that it is not enlarged."""
+        return math.ceil(self.side / (1 - self.augment.crop if self.augment else 1))
+
     def _face(self, jpeg: bytes, drawn: NDArray[np.float64]) -> NDArray[np.uint8]:
-        face = decode_jpeg(jpeg)
+        face = decode_jpeg(jpeg, self.least)
         if self.augment is None:
             return resize(face, self.side)
         return augment(face, self.side, self.augment, drawn)

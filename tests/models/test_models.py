@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from facerec.errors import ConfigError, DatasetError, MismatchError
 from facerec.models.embedder import INCEPTION, ModelConfig, build
 from facerec.models.format import load_model, save_model
-from facerec.models.images import decode_jpeg, to_input
+from facerec.models.images import decode_jpeg, resize, to_input
 from facerec.schema import Preprocessing
 
 SMALL = ModelConfig(side=64)
@@ -125,3 +126,30 @@ def test_a_jpeg_decodes_to_rgb_and_damaged_bytes_are_a_dataset_error() -> None:
     for damaged in (b"", b"no image"):
         with pytest.raises(DatasetError, match="cannot be decoded"):
             decode_jpeg(damaged)
+
+
+@pytest.mark.parametrize(
+    ("least", "side"), [(None, 224), (113, 224), (112, 112), (57, 112), (56, 56), (28, 28), (1, 28)]
+)
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_a_jpeg_comes_at_the_largest_reduction_that_leaves_the_pixels_asked_for(
+    least: int | None, side: int, progressive: int
+) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    settings = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
+    data = cv2.imencode(".jpg", cv2.resize(coarse, (224, 224)), settings)[1].tobytes()
+    reduced, expected = decode_jpeg(data, least), resize(decode_jpeg(data), side)
+    assert reduced.shape == (side, side, 3)
+    assert np.abs(reduced.astype(int) - expected).mean() < 2
+    assert least is not None or np.array_equal(reduced, expected)
+
+
+def test_only_a_jpeg_is_reduced_and_its_shorter_side_counts() -> None:
+    image = np.zeros((100, 224, 3), np.uint8)
+    jpeg, png = (cv2.imencode(kind, image)[1].tobytes() for kind in (".jpg", ".png"))
+    assert decode_jpeg(jpeg, 51).shape == (100, 224, 3)
+    assert decode_jpeg(jpeg, 50).shape == (50, 112, 3)
+    assert decode_jpeg(png, 10).shape == (100, 224, 3)
+    for cut in range(len(jpeg)):  # a header that ends anywhere is no error of its own
+        with contextlib.suppress(DatasetError):
+            decode_jpeg(jpeg[:cut], 50)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import signal
@@ -16,16 +17,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from facerec import s3, storage
 from facerec.errors import DatasetError, ProcessError, StorageError
+from facerec.models.images import decode_jpeg
 from facerec.publish import Dataset
+from facerec.schema import FACE_SIDE
 from facerec.training import decoder, loader
-from facerec.training.augment import AugmentConfig
+from facerec.training.augment import AugmentConfig, _crop
 from facerec.training.batches import BatchShape
+from facerec.training.decoder import Recipe
 from facerec.training.index import FaceIndex
 from facerec.training.loader import HELD, FaceStore, Loader
 from facerec.training.processes import SLOTS
@@ -156,6 +161,16 @@ def test_jobs_are_read_no_further_ahead_than_there_are_places(
     time.sleep(0.3)
     assert read <= most
     shares.close()
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.05, 0.1, 0.5])
+@pytest.mark.parametrize("side", [32, 64, 112, 160, 224])
+def test_a_reduced_face_has_the_pixels_that_the_smallest_crop_needs(side: int, crop: float) -> None:
+    jpeg = cv2.imencode(".jpg", np.zeros((FACE_SIDE, FACE_SIDE, 3), np.uint8))[1].tobytes()
+    face = decode_jpeg(jpeg, Recipe(side, AugmentConfig(crop=crop)).least)
+    smallest = _crop(face, 1 - crop, 1.0, 1.0)
+    assert min(smallest.shape[:2]) >= side or len(face) == FACE_SIDE
+    assert len(face) < 2 * math.ceil(side / (1 - crop)), "a larger reduction was possible"
 
 
 def test_a_face_that_cannot_be_decoded_is_the_same_line_from_a_process(
