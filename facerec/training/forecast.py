@@ -15,6 +15,7 @@ from facerec.training.loader import CACHE_BYTES, HELD
 from facerec.training.plan import Plan, claimed_steps, make_plan
 from facerec.training.processes import SLOTS
 from facerec.training.step import MicroBatches
+from facerec.training.validation import KEPT_BYTES
 
 PROCESS_BYTES = 2**30
 """A worker with Ray and torch's CUDA build loaded."""
@@ -67,7 +68,19 @@ def worker_bytes(plan: Plan, workers: int) -> int:
     faces = HELD * shape.sizes(workers)[0] + _in_flight(config.loader_process_count) * shape.micro_batch
     images = faces * 3 * config.model.side**2 + config.loader_process_count * LOADER_PROCESS_BYTES
     graph = graphs * kept_bytes(network, config.model.side, plan.precision)
-    return PROCESS_BYTES + CACHE_BYTES + 4 * numbers * copies + images + graph
+    return (
+        PROCESS_BYTES
+        + CACHE_BYTES
+        + 4 * numbers * copies
+        + images
+        + graph
+        + _validation_bytes(config, workers)
+    )
+
+
+def _validation_bytes(config: TrainConfig, workers: int) -> int:
+    """The most decoded faces that the worker keeps for validation."""
+    return min(KEPT_BYTES, 3 * config.model.side**2 * -(-config.validation.most // workers))
 
 
 def shared_micro_batches(plan: Plan, device: torch.device, own: int) -> int:

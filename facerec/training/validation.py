@@ -1,16 +1,16 @@
-"""How well people tell apart whom the run does not train on, while it trains.
+"""How well the network separates people during training.
 
-They are neither trained on nor the unseen people of the final score: they choose the best checkpoint, and whoever
-chooses cannot also be the judge. If no people are kept back for it, some of the training people are scored in their place:
-that shows whether the run learns at all, and chooses no checkpoint. Each rank embeds a part of the faces and looks at the pairs of its own, so that
-nobody waits for one rank that does it all.
+The validation people are neither trained on nor the unseen people of the final score: they choose the best checkpoint, so
+they cannot judge it too. If no people are kept back for validation, some of the training people are scored instead: that
+shows whether the run learns at all, and chooses no checkpoint. Each rank embeds a part of the faces and compares them with
+all, so that no rank waits for another one that does all the work.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,10 @@ FAR = 1e-2
 """False accept rate at which true accepts are reported, where ten false accepts or more carry it."""
 
 
+KEPT_BYTES = 300 * 2**20
+"""The most decoded faces that a worker keeps between checkpoints: the default 2,000 faces at 224 px take 287 MiB."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """Which faces are scored at every scheduled checkpoint: of the validation people, or of training people if none are
@@ -49,7 +53,7 @@ class ValidationConfig:
 
 
 class Validation:
-    """One rank's part of the faces that are scored, held as JPEG bytes."""
+    """One rank's part of the faces that are scored: decoded at the first score if KEPT_BYTES hold them, else JPEG bytes."""
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class Validation:
         self._sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
         self._first, self._side = cuts[rank], side
         self._jpegs = store.read(ordinals[cuts[rank] : cuts[rank + 1]])
+        self._keeps = 3 * side**2 * len(self._jpegs) <= KEPT_BYTES
+        self._kept: list[Tensor] = []
 
     def __bool__(self) -> bool:
         """Whether there is anybody to look at."""
@@ -86,9 +92,16 @@ class Validation:
             rows, gather(rows.float(), self._sizes), torch.from_numpy(self._labels).to(device), self._first
         )
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> Iterable[Tensor]:
+        """The faces, uint8 [up to 64, side, side, 3]."""
+        if self._keeps and self._jpegs:
+            self._kept, self._jpegs = list(self._decoded()), []
+        return self._kept or self._decoded()
+
+    def _decoded(self) -> Iterator[Tensor]:
         for at in range(0, len(self._jpegs), 64):
-            faces = [resize(decode_jpeg(jpeg), self._side) for jpeg in self._jpegs[at : at + 64]]
+            jpegs = self._jpegs[at : at + 64]
+            faces = [resize(decode_jpeg(jpeg, self._side), self._side) for jpeg in jpegs]
             yield torch.from_numpy(np.stack(faces))
 
 

@@ -14,6 +14,7 @@ from facerec.errors import ConfigError, MismatchError
 from facerec.training.config import TrainConfig
 from facerec.training.forecast import LOADER_PROCESS_BYTES, forecast, kept_bytes, worker_bytes
 from facerec.training.plan import make_plan
+from facerec.training.validation import KEPT_BYTES, ValidationConfig
 from tests.support.faces import write_faces
 
 
@@ -46,6 +47,17 @@ def test_a_forecast_of_more_steps_is_of_the_same_run_and_of_fewer_is_refused(tmp
     assert forecast(replace(config, steps=900))["steps"] == "900 of 900, a checkpoint every 100"
     with pytest.raises(MismatchError, match="planned for 600 steps and --steps is 599"):
         forecast(replace(config, steps=599))
+
+
+def test_the_validation_faces_that_are_kept_are_counted(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", 12, 6, side=64)
+    config = TrainConfig(faces=str(faces.folder), run=str(tmp_path / "run"), num_workers=1)
+    held = [
+        worker_bytes(make_plan(replace(config, validation=ValidationConfig(most=most))), workers)
+        for most, workers in ((4, 1), (3000, 1), (10**6, 1))
+    ]
+    assert held[1] - held[0] == 2996 * 3 * config.model.side**2
+    assert held[2] - held[0] == KEPT_BYTES - 4 * 3 * config.model.side**2
 
 
 def test_loader_processes_are_counted_and_auto_is_for_a_gpu(tmp_path: Path) -> None:

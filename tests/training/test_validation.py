@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerec.errors import ConfigError
+from facerec.models.embedder import ModelConfig, build
+from facerec.publish import Dataset
 from facerec.scores import squared_distances, true_accept_rate
+from facerec.training import validation
 from facerec.training.gather import gather, world
-from facerec.training.validation import FAR, ValidationConfig, chosen, compare
+from facerec.training.index import FaceIndex
+from facerec.training.loader import FaceStore
+from facerec.training.validation import FAR, Validation, ValidationConfig, chosen, compare
 from tests.support.ddp import run_ddp
 from tests.training.test_schedule import index_of
 
@@ -69,6 +76,29 @@ def test_a_few_faces_of_each_identity_are_looked_at_and_none_of_the_others() -> 
     assert whose.tolist() == [2] * 6 + [4] * 6
     assert labels.tolist() == [0] * 6 + [2] * 6
     assert len(set(ordinals.tolist())) == 12
+
+
+@pytest.mark.parametrize(("bound", "times"), [(validation.KEPT_BYTES, 1), (3 * 32 * 32 * 20 - 1, 3)])
+def test_decoded_faces_are_kept_within_the_bound_and_the_scores_are_equal(
+    crowd: Dataset, monkeypatch: pytest.MonkeyPatch, bound: int, times: int
+) -> None:
+    """Four people of five faces at 32 px, scored three times."""
+    decoded, decode = 0, validation.decode_jpeg
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        return decode(*arguments)
+
+    monkeypatch.setattr(validation, "decode_jpeg", counted)
+    monkeypatch.setattr(validation, "KEPT_BYTES", bound)
+    index = FaceIndex.read(crowd)
+    scored = Validation(FaceStore(crowd, index), index, index.identities[:4], ValidationConfig(), 32)
+    network = build(ModelConfig(side=32), 0)
+    scores = [scored.score(network, torch.device("cpu"), "fp32") for _ in range(3)]
+    assert decoded == 20 * times
+    assert scores[0] == scores[1] == scores[2]
+    assert scores[0]["faces"] == 20
 
 
 def test_settings_out_of_range_are_refused() -> None:
