@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from facerec import schema, synthetic
+from facerec.alignment.aligner import JPEG
 from facerec.alignment.geometry import straighten
 from facerec.publish import Dataset
 from facerec.schema import Preprocessing
@@ -44,7 +45,10 @@ def write_faces(
 
 
 def write_drawn_faces(folder: Path | str, identities: int, per_identity: int, *, side: int) -> Dataset:
-    """Publish drawn people, aligned by the landmarks that they were drawn with: no detector, 0.1 s a face."""
+    """Publish drawn people, aligned by the landmarks that they were drawn with: no detector, 0.1 s per face.
+
+    The JPEGs have the quality and the size of those that alignment writes, 13 to 16 KB at 224 px.
+    """
     random = np.random.default_rng(0)
     rows = [
         _row(person, number, None, random, side)
@@ -55,7 +59,8 @@ def write_drawn_faces(folder: Path | str, identities: int, per_identity: int, *,
         person, number = (int(row["face_id"][at : at + 16], 16) for at in (0, 16))
         face = straighten(synthetic.render(person, number), synthetic.landmarks(person, number), side)
         row.pop("colour")
-        row["image"] = {"bytes": _encoded(cv2.cvtColor(face, cv2.COLOR_RGB2BGR)), "path": None}
+        bgr = cv2.cvtColor(face, cv2.COLOR_RGB2BGR)
+        row["image"] = {"bytes": cv2.imencode(".jpg", bgr, JPEG)[1].tobytes(), "path": None}
     return _publish(str(folder), rows)
 
 
