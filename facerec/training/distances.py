@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facerec.models.device import on_device
+
 Ints = NDArray[np.int64]
 Distance = Literal["squared", "l2"]
 """Squared L2, on unit vectors in [0, 4], or L2, in [0, 2]."""
@@ -170,12 +172,6 @@ class _Runs:
         offsets = torch.arange(self.longest, device=rows.device)
         real = offsets < self.lengths[rows][:, None]
         return self.order[self.starts[rows][:, None] + torch.where(real, offsets, 0)], real
-
-
-def on_device(array: Ints, device: torch.device) -> Tensor:
-    """An array as a tensor on the device. To a GPU it goes from pinned memory, for which the host does not wait."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _full_precision(embeddings: Tensor) -> Tensor:

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from facerec.models.device import on_device
 from facerec.models.images import normalize
 from facerec.models.precision import full_or_half
 from facerec.training.batchnorm import RunningStatistics, kept_statistics
 from facerec.training.clock import Clock
 from facerec.training.dense import dense_sum, is_dense
-from facerec.training.distances import Anchors, Distance, Ints, blocks, on_device
+from facerec.training.distances import Anchors, Distance, Ints, blocks
 from facerec.training.gather import gather, world
 from facerec.training.launches import SharedForward, even
 from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
