@@ -51,6 +51,32 @@ def augment_batch(faces: Tensor, drawn: Tensor, side: int, config: AugmentConfig
         return pixels.permute(0, 1, 3, 2).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
+def augmented(
+    faces: Tensor,
+    drawn: Tensor,
+    side: int,
+    config: AugmentConfig,
+    *,
+    rows: int,
+    device: torch.device,
+    compiled: bool = False,
+) -> Tensor:
+    """`augment_batch` of faces on the host, ``rows`` at a time on the device, where all results stay.
+
+    A face's pixels do not depend on how many micro-batches this rank has. If both inputs lie in pinned memory, the host
+    does not wait for them to be copied.
+    """
+    change = torch.compile(augment_batch, dynamic=False, fullgraph=True) if compiled else augment_batch
+    images = torch.empty((len(faces), side, side, 3), dtype=torch.uint8, device=device)
+    with torch.no_grad():  # in training as in calibration, so that it is compiled once
+        for at in range(0, len(faces), rows):
+            part, numbers = (
+                tensor[at : at + rows].to(device, non_blocking=True) for tensor in (faces, drawn)
+            )
+            images[at : at + rows] = change(part, numbers, side, config)
+    return images
+
+
 def _framed(pixels: Tensor, drawn: Tensor, side: int, config: AugmentConfig) -> Tensor:
     """Cropped, resized to the side, and mirrored. A turn comes after the mirroring and is reversed with it."""
     h = pixels.shape[1]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 PHASES = ("wait", "forward", "gather", "mine", "backward", "optimizer")
-"""Of a step: for data, and then in order. With gradient caching, backward holds the second forward too."""
+"""Of a step: for data, and then in order. With gradient caching, backward holds the second forward too; forward
+holds the augmentation where a GPU does it."""
 
 
 class Clock:

@@ -162,6 +162,11 @@ class TrainConfig:
             return GPU_LOADER_PROCESSES if self.gpu else 0
         return self.loader_processes
 
+    @property
+    def augments_on_gpu(self) -> bool:
+        """Whether the GPU augments the faces, which the loader then only decodes."""
+        return self.gpu and self.augment is not None
+
     def decisive(self) -> dict[str, Any]:
         """The settings that decide the result, by flag: what a run folder belongs to. Of these only ``steps`` may grow."""
         settings: dict[str, Any] = {}

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from facerec.models.embedder import build
 from facerec.training import state
 from facerec.training.config import TrainConfig
+from facerec.training.decoder import Recipe
 from facerec.training.launches import MOST_FACES
-from facerec.training.loader import CACHE_BYTES, HELD
+from facerec.training.loader import CACHE_BYTES, HELD, decoding
 from facerec.training.plan import Plan, claimed_steps, make_plan
 from facerec.training.processes import SLOTS
 from facerec.training.step import MicroBatches
@@ -66,16 +67,25 @@ def worker_bytes(plan: Plan, workers: int) -> int:
     shared = 1 if config.shared_forward == "auto" else config.shared_forward
     graphs = min(shared * shape.micro_batch, shape.sizes(workers)[0]) if cached else shape.sizes(workers)[0]
     faces = HELD * shape.sizes(workers)[0] + _in_flight(config.loader_process_count) * shape.micro_batch
-    images = faces * 3 * config.model.side**2 + config.loader_process_count * LOADER_PROCESS_BYTES
+    images = _image_bytes(config, faces, shape.sizes(workers)[0])
     graph = graphs * kept_bytes(network, config.model.side, plan.precision)
     return (
         PROCESS_BYTES
         + CACHE_BYTES
         + 4 * numbers * copies
         + images
+        + config.loader_process_count * LOADER_PROCESS_BYTES
         + graph
         + _validation_bytes(config, workers)
     )
+
+
+def _image_bytes(config: TrainConfig, faces: int, augmented: int) -> int:
+    """Of ``faces`` that the loader holds; and of a share of ``augmented`` ones, where a GPU augments what is decoded."""
+    whole = Recipe(config.model.side, config.augment)
+    if not config.augments_on_gpu:
+        return 3 * faces * whole.side**2
+    return 3 * (faces * decoding(whole).side ** 2 + augmented * whole.side**2)
 
 
 def _validation_bytes(config: TrainConfig, workers: int) -> int:

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facerec import seeding, storage
+from facerec.models.images import REDUCED
 from facerec.publish import Dataset
+from facerec.schema import FACE_SIDE
 from facerec.training.augment import DRAWS, AugmentConfig
 from facerec.training.decoder import Job, Recipe
 from facerec.training.index import FaceIndex
@@ -97,11 +99,14 @@ class Share:
 
     step: int
     images: Tensor
-    """RGB uint8 [n, side, side, 3], a quarter of the network's input, which is made of one micro-batch at a time."""
+    """RGB uint8 [n, side, side, 3], a quarter of the network's input, which is made of one micro-batch at a time.
+    With ``drawn`` they have the side at which they were decoded."""
     labels: NDArray[np.int64]
     """[b], of the global batch."""
     faces: NDArray[np.int64]
     """[b], ordinals of the global batch."""
+    drawn: Tensor | None = None
+    """[n, DRAWS] float64, by which the images have yet to be augmented (see augment_batch); None if they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,8 @@ class Loader:
     """How many processes decode and augment; 0 for a thread of this process."""
     pin: bool = False
     """Whether images lie in pinned memory, from which they go to a GPU beside its work."""
+    decode_only: bool = False
+    """Whether faces are only decoded, and the training process augments them by the numbers of the share."""
 
     def load(self, step: int, groups: range) -> Share:
         """The micro-batches ``groups`` of a step, made by the thread that calls."""
@@ -162,7 +169,8 @@ class Loader:
         to_read, batches = itertools.tee(map(self.schedule.batch, steps))
         faces = make(self._jobs(zip(steps, to_read, strict=True), groups))
         for step, batch in zip(steps, batches, strict=True):
-            yield Share(step, self._filled(len(groups), faces), batch.labels, batch.faces)
+            drawn = self._pinned_draws(step, groups) if self.decode_only else None
+            yield Share(step, self._filled(len(groups), faces), batch.labels, batch.faces, drawn)
 
     def _jobs(self, batches: Iterable[tuple[int, Batch]], groups: range) -> Iterator[Job]:
         """A job for each micro-batch. The files of a share are read at once, each row group for all that it holds."""
@@ -170,26 +178,43 @@ class Loader:
         for step, batch in batches:
             jpegs = self.store.read(batch.faces[groups.start * m : groups.stop * m])
             for number, group in enumerate(groups):
-                drawn = seeding.generator(self.seed, "augment", step, group).random((m, DRAWS))
-                yield Job(jpegs[number * m : (number + 1) * m], drawn)
+                yield Job(jpegs[number * m : (number + 1) * m], self._draws(step, group))
+
+    def _draws(self, step: int, group: int) -> NDArray[np.float64]:
+        """[m, DRAWS]."""
+        m = self.schedule.shape.micro_batch
+        return seeding.generator(self.seed, "augment", step, group).random((m, DRAWS))
+
+    def _pinned_draws(self, step: int, groups: range) -> Tensor:
+        drawn = torch.from_numpy(np.concatenate([self._draws(step, group) for group in groups]))
+        return drawn.pin_memory() if self.pin else drawn
 
     def _filled(self, groups: int, faces: Iterator[Tensor]) -> Tensor:
         """The next micro-batches in memory of their own. Copying leaves the interpreter to the thread that trains."""
         m = self.schedule.shape.micro_batch
-        images = torch.empty((groups * m, self.side, self.side, 3), dtype=torch.uint8, pin_memory=self.pin)
+        side = self._recipe.side
+        images = torch.empty((groups * m, side, side, 3), dtype=torch.uint8, pin_memory=self.pin)
         for part in torch.split(images, m):
             part.copy_(next(faces))
         return images
 
     def _in_this_thread(self, jobs: Iterable[Job]) -> Iterator[Tensor]:
-        faces = np.empty((self.schedule.shape.micro_batch, self.side, self.side, 3), np.uint8)
+        side = self._recipe.side
+        faces = np.empty((self.schedule.shape.micro_batch, side, side, 3), np.uint8)
         for job in jobs:
             self._recipe.make(job, faces)
             yield torch.from_numpy(faces)
 
     @property
     def _recipe(self) -> Recipe:
-        return Recipe(self.side, self.augment)
+        whole = Recipe(self.side, self.augment)
+        return decoding(whole) if self.decode_only else whole
+
+
+def decoding(recipe: Recipe) -> Recipe:
+    """The recipe without augmentation: faces stay at the side at which they are decoded and would be augmented."""
+    sides = (FACE_SIDE // factor for factor in REDUCED)
+    return Recipe(next((side for side in sides if side >= recipe.least), FACE_SIDE), None)
 
 
 def _drain(made: queue.Queue[Share | BaseException]) -> None:

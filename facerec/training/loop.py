@@ -20,6 +20,7 @@ from facerec.models.format import is_model, load_model, save_model
 from facerec.models.images import normalize
 from facerec.telemetry import read_json_lines
 from facerec.training import state
+from facerec.training.augment_batch import augmented
 from facerec.training.average import decay_at, moving_average, update
 from facerec.training.batchnorm import calibrate
 from facerec.training.clock import Clock
@@ -79,6 +80,7 @@ class Worker:
             seed=self.config.seed,
             processes=self.config.loader_process_count,
             pin=self.config.gpu,
+            decode_only=self.config.augments_on_gpu,
         )
         self.kept_back = bool(plan.split.validation)
         scored = plan.split.validation or plan.identities
@@ -161,9 +163,11 @@ class Worker:
 
     def _descend(self, model: nn.Module, batch: Share) -> Forward:
         config = self.config
+        with self.clock("forward"):
+            images = self._images(batch)
         return descend(
             model.train(),
-            batch.images,
+            images,
             batch.labels,
             batch.faces,
             seeds=[seeding.derive(config.seed, "dropout", batch.step, group) for group in self.groups],
@@ -173,6 +177,21 @@ class Worker:
             library=self.library,
             cache=config.batch.cache and self.plan.shape.groups > self.workers,  # the same on all ranks
             clock=self.clock,
+        )
+
+    def _images(self, batch: Share) -> Tensor:
+        """What the network sees, uint8 [n, s, s, 3]: on a GPU it is augmented there, each micro-batch by itself."""
+        config = self.config
+        if batch.drawn is None or config.augment is None:
+            return batch.images
+        return augmented(
+            batch.images,
+            batch.drawn,
+            config.model.side,
+            config.augment,
+            rows=self.plan.shape.micro_batch,
+            device=self.device,
+            compiled=config.compile,
         )
 
     def _update(self, step: int) -> None:
@@ -280,7 +299,7 @@ class Worker:
         groups = range(min(shape.groups, -(-CALIBRATION_FACES // shape.micro_batch)))
         steps = -(-CALIBRATION_FACES // (len(groups) * shape.micro_batch))
         for step in range(min(steps, self.config.steps)):
-            images = self.loader.load(step, groups).images
+            images = self._images(self.loader.load(step, groups))
             yield from (normalize(self._here(part)) for part in torch.split(images, shape.micro_batch))
 
     def _save_model(self, name: str, network: Embedder, steps: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,13 +11,22 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from facerec import synthetic
+from facerec.publish import Dataset
 from facerec.training import augment_batch as batched
+from facerec.training import loop
 from facerec.training.augment import DRAWS, AugmentConfig, augment
-from facerec.training.augment_batch import augment_batch
+from facerec.training.augment_batch import augment_batch, augmented
+from facerec.training.batchnorm import calibrate
+from facerec.training.config import TrainConfig
+from facerec.training.fit import train
+from facerec.training.step import Forward, descend
 from tests.support.dispatch import Dispatched
+from tests.support.faces import write_faces
 from tests.training.test_augment import NOTHING
+from tests.training.test_loop import config_of
 
 STORED = 224
 IMFDB = {
@@ -149,3 +160,59 @@ def test_products_in_half_precision_move_pixels_by_one_grey_level_at_most(
     found = differences(faces, 64, settings)
     assert found.mean() <= mean + 0.06
     assert found.max() <= most + 1
+
+
+def test_a_share_is_augmented_a_micro_batch_at_a_time(
+    faces: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, drawn, config = (
+        torch.from_numpy(faces),
+        torch.from_numpy(draws(len(faces))),
+        AugmentConfig(**OFTEN),
+    )
+    seen: list[int] = []
+
+    def counted(part: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(part))
+        return augment_batch(part, *rest)
+
+    monkeypatch.setattr(batched, "augment_batch", counted)
+    found = augmented(images, drawn, 64, config, rows=5, device=torch.device("cpu"))
+    assert seen == [5, 5, 5, 5]
+    assert torch.equal(found, augment_batch(images, drawn, 64, config))
+
+
+def test_a_run_that_augments_on_its_device_trains_and_calibrates_on_the_same_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is this CPU."""
+    dataset = write_faces(tmp_path / "faces", 12, 5, side=112)
+    plain, late = (
+        shown(dataset, tmp_path / str(on_gpu), monkeypatch, on_gpu=on_gpu) for on_gpu in (False, True)
+    )
+    assert [images.shape for images in late[:3]] == [(32, 32, 32, 3)] * 3
+    assert len(late) == len(plain) > 6
+    for ours, theirs in zip(late, plain, strict=True):
+        assert (ours.float() - theirs.float()).abs().mean() <= 0.25
+
+
+def shown(dataset: Dataset, run: Path, monkeypatch: pytest.MonkeyPatch, *, on_gpu: bool) -> list[Tensor]:
+    """Grey levels of each step of a run, and then of each batch of its calibration."""
+    trained: list[Tensor] = []
+    calibrated: list[Tensor] = []
+    original = descend
+
+    def kept(model: nn.Module, images: Tensor, *rest: Any, **named: Any) -> Forward:
+        trained.append(images.clone())
+        return original(model, images, *rest, **named)
+
+    def calibrate_and_keep(network: nn.Module, batches: Iterator[Tensor]) -> None:
+        calibrated.extend(batches)
+        calibrate(network, iter(calibrated))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainConfig, "augments_on_gpu", on_gpu)
+        patched.setattr(loop, "descend", kept)
+        patched.setattr(loop, "calibrate", calibrate_and_keep)
+        train(config_of(dataset, run, steps=3, augment=AugmentConfig(**OFTEN)))
+    return trained + [(batch + 1) * 127.5 for batch in calibrated]

@@ -60,6 +60,21 @@ def test_the_validation_faces_that_are_kept_are_counted(tmp_path: Path) -> None:
     assert held[2] - held[0] == KEPT_BYTES - 4 * 3 * config.model.side**2
 
 
+def test_faces_that_a_gpu_augments_are_counted_as_they_are_decoded(tmp_path: Path) -> None:
+    """b = 36, m = 18 at 112 px: 4 shares and one micro-batch at 224 px, and a share of augmented faces."""
+    faces = write_faces(tmp_path / "faces", 12, 6, side=64)
+    config = TrainConfig(
+        faces=str(faces.folder),
+        run=str(tmp_path / "run"),
+        num_workers=1,
+        loader_processes=0,
+        precision="fp32",
+    )
+    side = config.model.side
+    on_cpu, on_gpu = (worker_bytes(make_plan(replace(config, gpu=gpu)), 1) for gpu in (False, True))
+    assert on_gpu - on_cpu == (4 * 36 + 18) * 3 * (224**2 - side**2) + 36 * 3 * side**2
+
+
 def test_loader_processes_are_counted_and_auto_is_for_a_gpu(tmp_path: Path) -> None:
     """b = 36, m = 18 at 64 px: two micro-batches in flight per process, and one of the thread without processes."""
     faces = write_faces(tmp_path / "faces", 12, 6, side=64)

@@ -21,7 +21,7 @@ from facerec.publish import Dataset
 from facerec.session import ray_session
 from facerec.telemetry import read_json_lines
 from facerec.training.augment import AugmentConfig
-from facerec.training.augment_batch import augment_batch
+from facerec.training.augment_batch import augment_batch, augmented
 from facerec.training.batches import BatchConfig
 from facerec.training.config import TrainConfig
 from facerec.training.distances import Anchors
@@ -125,13 +125,15 @@ def test_vectors_are_those_of_the_cpu(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.stack(column.to_numpy(zero_copy_only=False)), expected, atol=off)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("side", [224, 112])
-def test_a_micro_batch_is_augmented_as_on_the_cpu(side: int) -> None:
+def test_micro_batches_are_augmented_as_on_the_cpu(side: int, compiled: bool) -> None:
     """But for products in float16, which move a pixel by at most one grey level before contrast and gain."""
     noise = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 3)).astype(np.uint8)
     faces = torch.from_numpy(noise.repeat(8, axis=1).repeat(8, axis=2))
     drawn, config = torch.from_numpy(draws(32)), AugmentConfig(**OFTEN)
-    found = augment_batch(faces.cuda(), drawn.cuda(), side, config).cpu().float()
+    gpu = torch.device("cuda")
+    found = augmented(faces, drawn, side, config, rows=16, device=gpu, compiled=compiled).cpu().float()
     difference = (found - augment_batch(faces, drawn, side, config).float()).abs()
     assert difference.mean() <= 0.15
     assert (difference > 2).float().mean() <= 0.001

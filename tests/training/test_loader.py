@@ -28,7 +28,7 @@ from facerec.models.images import decode_jpeg
 from facerec.publish import Dataset
 from facerec.schema import FACE_SIDE
 from facerec.training import decoder, loader
-from facerec.training.augment import AugmentConfig, _crop
+from facerec.training.augment import AugmentConfig, _crop, augment
 from facerec.training.batches import BatchShape
 from facerec.training.decoder import Recipe
 from facerec.training.index import FaceIndex
@@ -101,6 +101,26 @@ def test_steps_made_ahead_are_the_steps_asked_for_and_leaving_early_leaves_nothi
 
 
 EVERYTHING = AugmentConfig(rotation=10, colour=0.1, grey=0.3, blur=0.5, low_resolution=0.5, occlusion=0.5)
+
+
+@PROCESSES
+@pytest.mark.parametrize("side, decoded", [(32, 64), (28, 32)])
+def test_a_loader_that_only_decodes_gives_the_faces_and_the_numbers_that_augment_them(
+    faces: Dataset, processes: int, side: int, decoded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the side at which the other loader augments them: 28 px take 32 where a tenth may be cut away, and 32 take 36."""
+    monkeypatch.setattr(loader, "FACE_SIDE", 64)
+    augmented = loader_of(faces, side=side, augment=EVERYTHING).load(3, range(1, 4))
+    only_decoded = loader_of(faces, processes, side=side, augment=EVERYTHING, decode_only=True)
+    share = next(only_decoded.ahead(range(3, 4), range(1, 4)))
+    assert share.images.shape == (24, decoded, decoded, 3)
+    assert share.drawn is not None
+    assert augmented.drawn is None
+    expected = [
+        augment(face, side, EVERYTHING, numbers)
+        for face, numbers in zip(share.images.numpy(), share.drawn.numpy(), strict=True)
+    ]
+    assert np.array_equal(augmented.images.numpy(), np.stack(expected))
 
 
 @pytest.mark.parametrize("augment", [None, EVERYTHING], ids=["decoded", "augmented"])

@@ -11,6 +11,7 @@ import torch
 
 from facerec.publish import Dataset
 from facerec.training import distances, loop
+from facerec.training.config import TrainConfig
 from facerec.training.fit import train
 from facerec.training.mining import Miner, MiningConfig, Strategy
 from facerec.training.step import MicroBatches, descend
@@ -59,10 +60,12 @@ def test_a_step_that_is_mined_in_shares_does_not_wait() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["semi_hard", "curriculum"])
+@pytest.mark.parametrize("augments_on_gpu", [False, True])
 def test_a_whole_step_of_a_run_does_not_wait_between_two_log_lines(
-    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
+    faces: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy, augments_on_gpu: bool
 ) -> None:
-    """With the optimizer, the moving average and the check for values that are not finite."""
+    """With augmentation on the device, the optimizer, the moving average and the check for values that are not finite."""
+    monkeypatch.setattr(TrainConfig, "augments_on_gpu", augments_on_gpu)
     step, found = loop.Worker._step, dict[int, list[str]]()
 
     def counted(worker: loop.Worker, model: Any, batch: Any, journal: Any) -> None:
