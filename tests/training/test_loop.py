@@ -280,12 +280,13 @@ def test_resumed_at_another_world_size_a_run_sees_the_same_batches_and_loses_the
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize(("workers", "shared"), [(2, 2), (3, 1)])
 def test_killed_and_resumed_at_the_same_world_size_gives_bit_identical_weights(
-    workers: int, crowd: Dataset, tmp_path: Path
+    workers: int, shared: int, crowd: Dataset, tmp_path: Path
 ) -> None:
     """With everything that a checkpoint holds: moving average and validation score; and with gradient caching."""
-    changes = {"ema": 0.9, "batch": BatchConfig(p=8, k=4, micro_batch=8, cache=True)}
+    batch = BatchConfig(p=16, k=4, micro_batch=8, cache=True)
+    changes = {"ema": 0.9, "batch": batch, "shared_forward": shared}
     whole, killed = (make_plan(config_of(crowd, tmp_path / name, **changes)) for name in ("whole", "killed"))
     run_ddp(workers, loop.work, whole)
     run_ddp(workers, work_until, killed, 5)
