@@ -6,7 +6,7 @@ SOURCE ?=
 comma := ,
 OUT ?= $(if $(SOURCE),build/demo-$(notdir $(patsubst %/,%,$(SOURCE))),build/demo)
 
-.PHONY: demo test test-cluster fuzz attack chaos bench-align bench-hosts bench-cropped bench-learning bench-loader bench-mining bench-scale bench-schedule bench-train bench-evaluate bench-embed chaos-align chaos-embed chaos-train chaos-hosts check format install clean
+.PHONY: demo test test-cluster fuzz attack chaos bench-align bench-gpu bench-hosts bench-cropped bench-learning bench-loader bench-mining bench-scale bench-schedule bench-train bench-evaluate bench-embed chaos-align chaos-embed chaos-train chaos-hosts check format install clean
 
 demo: install  ## photographs to report: procedural faces, or SOURCE=folder
 	$(BIN)/python jobs/demo.py --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
@@ -28,6 +28,9 @@ bench-train: install  ## speed and memory of a training step, data wait, 4,096 f
 
 bench-loader: install  ## decoding and augmenting in processes against the thread, and what launches cost beside them
 	$(BIN)/python -m tests.bench.loader
+
+bench-gpu: install  ## training, detection and embedding on one GPU, 8 minutes; needs an NVIDIA GPU
+	$(BIN)/python -m tests.bench.gpu
 
 bench-schedule: install  ## the plan of batches at 10^8 faces and 64 workers
 	$(BIN)/python -m tests.bench.schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.bench.gpu import _covered
 from tests.bench.gpu_detection import detection, differences, embedding
 
 
@@ -18,3 +19,8 @@ def test_embedding_counts_faces() -> None:
 
 def test_the_boxes_of_a_device_are_compared_with_those_of_the_cpu() -> None:
     assert differences("cpu", photographs=4, side=128) == {"equal_counts": 1, "max_pixels": 0, "near": 1}
+
+
+def test_the_busy_share_counts_kernels_that_overlap_once() -> None:
+    assert _covered([(0, 2), (1, 3), (5, 6), (5, 10)]) == 0.8
+    assert _covered([]) == 0
