@@ -22,8 +22,10 @@ Strategy = Literal["batch_hard", "semi_hard", "seed", "batch_all", "n_pair", "mu
 
 ALPHA, BETA, BASE, EPSILON = 2.0, 50.0, 0.5, 0.1
 """Of multi_similarity, as pytorch-metric-learning has them: scales of positives and negatives, and cosines. See dense."""
-SORT_ABOVE = 8
-"""Faces an identity above which semi-hard sorts a row once: a sort costs as much as a search for eight."""
+SORT_ABOVE = {"cpu": 8, "cuda": 64}
+"""Positives above which semi-hard sorts a row once instead of searching it for each, by kind of device. On a CPU a sort
+costs as much as eight searches. The number for a GPU is an estimate: a search moves 12 bytes per distance at the speed of
+its memory, and its sorts are more than 64 times slower; ``make bench-gpu`` compares both at 31 positives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,8 @@ Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def mine_block(miner: Miner, block: Block, margin: float) -> Columns:
     """The triplets of the anchors of one block."""
     if miner == "semi_hard":
-        if block.positives.shape[1] > SORT_ABOVE and block.to_negatives.dtype == torch.float32:
+        enough = SORT_ABOVE.get(block.to_negatives.device.type, SORT_ABOVE["cpu"])
+        if block.positives.shape[1] > enough and block.to_negatives.dtype == torch.float32:
             return _semi_hard_by_sorting(block, margin)
         pairs = [_semi_hard_of(block, q, margin) for q in range(block.positives.shape[1])]
         return tuple(torch.cat(column) for column in zip(*pairs, strict=True))  # type: ignore[return-value]

@@ -23,12 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 from facerec.models.embedder import ModelConfig, build
 from facerec.models.precision import settled
 from facerec.telemetry import read_json_lines
-from facerec.training import state
+from facerec.training import mining, state
 from facerec.training.augment import AugmentConfig
 from facerec.training.batches import BatchConfig
 from facerec.training.config import OptimizerConfig, TrainConfig
+from facerec.training.distances import Anchors
 from facerec.training.loop import Worker, _optimizer, _torch_settings, work
-from facerec.training.mining import MiningConfig
+from facerec.training.mining import MiningConfig, mine
 from facerec.training.plan import make_plan
 from facerec.training.step import MicroBatches, descend
 from facerec.training.utilisation import flops_per_face, utilisation
@@ -117,6 +118,14 @@ def main(kind: str) -> None:
     for processes in ("4", "0"):
         said = f"{processes} loader processes" if processes != "0" else "a loader thread"
         rows += _whole_rows(said, measured("whole", processes), 5 if judged and processes == "4" else None)
+    if compared := measured("sorting"):
+        rows.append(
+            Row(
+                "semi-hard at 31 positives: sorting over searching",
+                compared["sorted"] / compared["searched"],
+                "x",
+            )
+        )
     rows += [Row(name, value, "") for name, value in measured("others").items()]
     rows.append(Row("cases that failed or came too late", len(measured.notes), "", at_most=0))
     on = torch.cuda.get_device_name() if GPU else "the CPU, with sizes that measure nothing"
@@ -272,6 +281,19 @@ def _saved_and_validated(worker: Worker, folder: str) -> dict[str, float]:
     return {"checkpoint": saved, "validation": time.perf_counter() - began}
 
 
+def sorting(size: Size) -> dict[str, float]:
+    """Seconds of semi-hard mining at 31 positives, in which a row is searched for each, and sorted once."""
+    b = 8192 if size is WHOLE else 128
+    whole = torch.nn.functional.normalize(torch.randn(b, 128, device=DEVICE), dim=1)
+    anchors = Anchors(whole, whole, np.arange(b) // 32, np.arange(b))
+    found = {}
+    for name, above in (("searched", b), ("sorted", 0)):
+        mining.SORT_ABOVE[DEVICE.type] = above
+        mine("semi_hard", anchors, 2.0)
+        found[name] = _seconds(lambda: mine("semi_hard", anchors, 2.0), 3) / 3
+    return found
+
+
 def others(size: Size) -> dict[str, float]:
     """Detection and embedding, by processes that share the device."""
     tiny: dict[str, Any] = {} if size is WHOLE else {"processes": 2, "seconds": 0.5}
@@ -290,7 +312,12 @@ def others(size: Size) -> dict[str, float]:
     }
 
 
-CASES: dict[str, Callable[..., dict[str, float]]] = {"step": step, "whole": whole, "others": others}
+CASES: dict[str, Callable[..., dict[str, float]]] = {
+    "step": step,
+    "whole": whole,
+    "sorting": sorting,
+    "others": others,
+}
 
 if __name__ == "__main__":
     chosen = sys.argv[1] if len(sys.argv) > 1 else "whole"

@@ -13,6 +13,7 @@ from pytorch_metric_learning.miners import MultiSimilarityMiner
 from torch import Tensor
 
 from facerec.errors import ConfigError
+from facerec.training import mining
 from facerec.training.dense import dense_sum, is_dense
 from facerec.training.distances import Anchors, Distance
 from facerec.training.losses import TripletSum, triplet_sum
@@ -304,7 +305,7 @@ def test_sorting_finds_the_semi_hard_that_searching_finds(
     batch = embeddings.float(), labels, faces
     found = []
     for sort_above in (1000, 0):
-        monkeypatch.setattr("facerec.training.mining.SORT_ABOVE", sort_above)
+        monkeypatch.setitem(mining.SORT_ABOVE, "cpu", sort_above)
         found.append(mined("semi_hard", batch, range(200), block, margin))
     assert found[0]
     assert found[1] == found[0]
