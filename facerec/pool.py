@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from facerec import session
 from facerec.errors import ConfigError
 
 MOST_PER_GPU = 100
@@ -45,6 +44,8 @@ def require_valid(config: Pooled) -> None:
 
 def require_gpu(config: Pooled, flag: str = "--gpu") -> None:
     """Raise ConfigError if the stage needs a GPU and a Ray of this machine alone has none: it would wait for ever."""
+    from facerec import session
+
     if config.gpu and session.alone() and not session.resources("GPU"):
         raise ConfigError(
             f"gpu is true, and Ray finds 0 GPUs on this machine where at least 1 is needed; leave out {flag}"
@@ -53,6 +54,8 @@ def require_gpu(config: Pooled, flag: str = "--gpu") -> None:
 
 def say_if_waiting(config: Pooled, stage: str) -> None:
     """Print one line if the stage needs a GPU that the cluster does not have yet. The cluster may grow."""
+    from facerec import session
+
     if config.gpu and not session.resources("GPU"):
         print(
             f"{stage}: waiting: gpu is true, and the cluster has 0 GPUs now; if none will join, leave out --gpu",
@@ -69,6 +72,8 @@ def worked(
     config: Pooled, parts: list[pa.Table], worker: type, arguments: tuple[Any, ...]
 ) -> Iterator[dict[str, Any]]:
     """Call a ``worker``, an actor made of ``arguments``, with each part, ``packed``; yields the rows that it returns."""
+    from facerec import session
+
     if parts:
         blocks = session.on_whole_blocks([packed(part) for part in parts])
         yield from blocks.map_batches(
@@ -77,7 +82,7 @@ def worked(
 
 
 def options(config: Pooled, parts: int) -> dict[str, Any]:
-    """Ray Data's options of the actors: as many as there is room and work for.
+    """Ray Data's options of the actors: as many as there are parts and free cores for.
 
     They are for ``packed`` parts: with GPUs Ray Data wants batches by rows, and would cut and join parts to fill them.
     """
@@ -94,7 +99,7 @@ def options(config: Pooled, parts: int) -> dict[str, Any]:
 
 
 def share(actors: int) -> float:
-    """The part of a GPU that each of so many actors takes.
+    """The part of a GPU that each of ``actors`` takes.
 
     Ray counts in units of 1/10,000 and rounds. Rounding down lets all of them fit: six of 0.1667 do not.
     """

@@ -68,7 +68,10 @@ def run(config: ExperimentConfig) -> None:
     """Train and score what is missing, then write results.parquet and the page."""
     faces = publish.open_dataset(config.faces, "jobs/align.py")
     out, grid = storage.absolute(config.out), cells(config.grid)
-    shared = absolute(replace(config.train, faces=faces.folder, num_workers=0, gpu=config.gpus > 0))
+    own = replace(config.train, faces=faces.folder, num_workers=0, gpu=config.gpus > 0)
+    if own.loader_processes == "auto":  # trials that run at the same time have the cores that Ray gives them
+        own = replace(own, loader_processes=max(0, int(config.cpus) - 1))
+    shared = absolute(own)
     for cell in grid:
         with_settings(shared, cell)  # a fault of the grid, before anything is trained
     settings = {name: getattr(config, name) for name in ("equal", "amount")}

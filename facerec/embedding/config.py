@@ -23,8 +23,8 @@ class EmbedConfig:
     batch_size: int = 32
     """Faces a forward pass; 256 pays on a GPU."""
     precision: Precision = "auto"
-    """bf16: matrix products in half precision. auto: bf16 on a GPU, and on a CPU that has it unless the network is
-    depthwise; a folder keeps to what it came to when it was begun."""
+    """bf16: matrix products in half precision. auto: bf16 on a GPU, and on a CPU where it is faster (not for a
+    depthwise network); a folder keeps the choice of its first run."""
     backend: Backend = "auto"
     """What runs the network on a CPU: auto is openvino where it is installed."""
     flip: bool = False

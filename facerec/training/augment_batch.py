@@ -14,6 +14,9 @@ Legend: n faces, h stored side, s side of the result. Pixels between the stages 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -66,7 +69,7 @@ def augmented(
     A face's pixels do not depend on how many micro-batches this rank has. If both inputs lie in pinned memory, the host
     does not wait for them to be copied.
     """
-    change = torch.compile(augment_batch, dynamic=False, fullgraph=True) if compiled else augment_batch
+    change = _compiled() if compiled else augment_batch
     images = torch.empty((len(faces), side, side, 3), dtype=torch.uint8, device=device)
     with torch.no_grad():  # in training as in calibration, so that it is compiled once
         for at in range(0, len(faces), rows):
@@ -75,6 +78,11 @@ def augmented(
             )
             images[at : at + rows] = change(part, numbers, side, config)
     return images
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(augment_batch, dynamic=False, fullgraph=True)
 
 
 def _framed(pixels: Tensor, drawn: Tensor, side: int, config: AugmentConfig) -> Tensor:
@@ -114,7 +122,8 @@ def _resampled(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     n, t, s = rows.shape
     product = _product(rows, pixels.reshape(n, s, 3 * s))
     product = _product(product.view(n, 3 * t, s), columns.mT)
-    return product.view(n, t, 3, t).float().add_(0.5).floor_()  # halves go up, as in OpenCV's fixed point
+    whole = product.view(n, t, 3, t).float().add_(0.5).floor_()  # halves go up, as in OpenCV's fixed point
+    return whole.clamp_max_(255)  # weights in float16 may add up to more than 1
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

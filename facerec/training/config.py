@@ -88,8 +88,8 @@ class TrainConfig:
     seed: int = 0
     """Decides initial weights, batches, augmentation and dropout."""
     precision: Precision = "auto"
-    """bf16: matrix products in half precision, for faces to embeddings only. auto: bf16 on a GPU, and on a CPU that
-    has it unless the network is depthwise; what it came to is kept in run.json."""
+    """bf16: matrix products in half precision, for faces to embeddings only. auto: bf16 on a GPU, and on a CPU where it
+    is faster (not for a depthwise network); run.json keeps the choice."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then validated and saved; 0 for none. After t steps the decay
     is at most (1 + t) / (10 + t), so that a short run is not mostly its first weights."""
@@ -109,14 +109,15 @@ class TrainConfig:
     """CPU threads a worker computes with."""
     loader_processes: int | Literal["auto"] = "auto"
     """Processes a worker decodes and augments with, ahead of the step; 0 for a thread of the training process, which
-    makes every launch on a GPU dearer. auto: 0 on a CPU, 4 with --gpu."""
+    makes every launch on a GPU slower. auto: 0 on a CPU, 4 with --gpu."""
     compile: bool = False
     """torch.compile of a forward and its backward: minutes at the start, for speed on a GPU."""
     cuda_graphs: bool = False
-    """Replay the compiled kernels as CUDA graphs, without a launch for each; needs ``compile`` and ``gpu``."""
+    """Replay the compiled kernels as CUDA graphs, without a launch for each; needs ``compile`` and ``gpu``. Parameters that
+    the network does not use then decay like others, because their gradients are zeros."""
     shared_forward: int | Literal["auto"] = "auto"
     """Micro-batches at most that are embedded in one forward; statistics and dropout stay those of each micro-batch. auto:
-    with ``compile`` on a GPU as many as fit its memory, else 1, which is faster there."""
+    with ``compile`` on a GPU as many as fit its memory, else 1, which is faster on a CPU."""
     init: str | None = None
     """Folder of a model to start from; without it weights are drawn from the seed."""
 

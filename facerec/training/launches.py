@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ TRIED = 2
 """Faces of the forward that finds out what a network calls: the fewest that BatchNorm takes."""
 MOST_FACES = 1024
 """Faces in one forward: more gain nothing, and activations of 2^31 numbers need slower kernels."""
+MEMORY_SHARE = 0.4
+"""Of a GPU's free memory, for the graph of a forward: the rest is for the backward's own, the loss and fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class _Recorded(TorchFunctionMode):
 
 
 class _ByGroups(TorchFunctionMode):
-    """Within: BatchNorm of each group by itself, and dropout by given masks.
+    """Within: BatchNorm of each group by itself, and dropout that keeps what given masks say.
 
     ``statistics`` receives mean and unbiased variance, [channels] each and averaged over the groups, of each BatchNorm
     call whose layer keeps running statistics.
@@ -83,7 +86,7 @@ class _ByGroups(TorchFunctionMode):
         if func is F.batch_norm:
             return self._normalised(*args, **kwargs)
         if func is F.dropout and _drops(*args, **kwargs):
-            return args[0] * self._masks.pop(0)
+            return torch.where(self._masks.pop(0), args[0] * (1 / (1 - _probability(*args, **kwargs))), 0)
         return func(*args, **kwargs)
 
     def _normalised(
@@ -145,7 +148,7 @@ class SharedForward:
         :class:`batchnorm.RunningStatistics`; None if the layers do not track them. ``alone``: no tensor of an earlier
         forward is in use, so that CUDA graphs may take its memory.
         """
-        calls = self._looked_at(images)
+        calls = self._find_calls(images)
         if alone and self._cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         torch.manual_seed(seeds[0])
@@ -163,7 +166,7 @@ class SharedForward:
         pairs = [torch.cat(found[2 * place : 2 * place + 2]) for place in self._order] if found else []
         return embeddings, torch.cat(pairs) if pairs else None
 
-    def _looked_at(self, images: Tensor) -> Calls:
+    def _find_calls(self, images: Tensor) -> Calls:
         """What the network calls; found out by a forward of TRIED faces, once."""
         if self._calls is None:
             self._calls = Calls()
@@ -184,6 +187,36 @@ def even(count: int, most: int) -> list[int]:
     return [each + (number < more) for number in range(forwards)]
 
 
+def that_fit(free: int, per_face: int, micro_batch: int, own: int) -> int:
+    """Micro-batches whose graph takes a share MEMORY_SHARE of the ``free`` bytes, and at most MOST_FACES faces; 1 or more."""
+    faces = min(MOST_FACES, int(free * MEMORY_SHARE) // max(1, per_face))
+    return max(1, min(faces // micro_batch, own))
+
+
+def kept_bytes(network: nn.Module, side: int, precision: str) -> int:
+    """Bytes a face that the graph of one forward keeps for the backward, seen on TRIED blank faces.
+
+    ``network`` is on the CPU; its running statistics are changed. Not collective: a rank may ask alone.
+    """
+    network = network.train().to(memory_format=torch.channels_last)
+    kept: dict[int, int] = {}
+    known = {tensor.data_ptr() for tensor in chain(network.parameters(), network.buffers())}
+
+    def keep(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in known:
+            kept[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    faces = normalize(torch.zeros(TRIED, side, side, 3, dtype=torch.uint8))
+    keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with keeping, full_or_half(faces.device, precision):
+        embedded = network(faces)  # held until all is counted, so that no address is used twice
+        total = sum(kept.values())
+    del embedded
+    return total // TRIED
+
+
 def _in_order(network: nn.Module, called: Sequence[int]) -> list[int]:
     """For each layer with running statistics, in the order of ``modules``, the number of its call."""
     means = [
@@ -200,13 +233,13 @@ def _in_order(network: nn.Module, called: Sequence[int]) -> list[int]:
 
 
 def _masks(dropouts: Sequence[Dropped], seeds: Sequence[int], m: int, device: torch.device) -> list[Tensor]:
-    """What each dropout multiplies by, [n, ...]: the numbers that a micro-batch would have drawn by itself."""
+    """What each dropout keeps, bool [n, ...]: as the micro-batches would have drawn it by themselves."""
     drawn: list[list[Tensor]] = [[] for _ in dropouts]
     for seed in seeds if dropouts else ():
         torch.manual_seed(seed)
         for layer, parts in zip(dropouts, drawn, strict=True):
             ones = torch.ones(m, *layer.shape, dtype=layer.dtype, device=device)
-            parts.append(F.dropout(ones, layer.p))
+            parts.append(F.dropout(ones, layer.p) > 0)
     return [torch.cat(parts) for parts in drawn]
 
 

@@ -26,9 +26,9 @@ from facerec.training.batchnorm import calibrate
 from facerec.training.clock import Clock
 from facerec.training.config import OptimizerConfig, TrainConfig
 from facerec.training.curriculum import Curriculum
-from facerec.training.forecast import shared_micro_batches
 from facerec.training.gather import all_reduce, from_first, world
 from facerec.training.journal import Journal
+from facerec.training.launches import kept_bytes, that_fit
 from facerec.training.loader import FaceStore, Loader, Share
 from facerec.training.notice import Notice
 from facerec.training.plan import Plan
@@ -125,10 +125,21 @@ class Worker:
             self.network,
             self.plan.shape.groups,
             self.plan.precision,
-            shared=shared_micro_batches(self.plan, self.device, len(self.groups)),
+            shared=self._shared(),
             backend="inductor" if config.compile else None,
             cuda_graphs=config.cuda_graphs,
         )
+
+    def _shared(self) -> int:
+        """Micro-batches at most in one forward: ``--shared_forward``, or what fits the GPU's memory."""
+        config = self.config
+        if config.shared_forward != "auto":
+            return config.shared_forward
+        if self.device.type != "cuda" or not config.compile:
+            return 1
+        per_face = kept_bytes(build(config.model, config.seed), config.model.side, self.plan.precision)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return that_fit(free, per_face, self.plan.shape.micro_batch, len(self.groups))
 
     def _next(self, shares: Iterator[Share]) -> Share | None:
         with self.clock("wait"):
@@ -368,14 +379,17 @@ def _device(gpu: bool, workers: int) -> torch.device:
 def _torch_settings(config: TrainConfig) -> Iterator[None]:
     """Torch's and OpenCV's settings for the length of a run: several workers share a machine.
 
-    cudnn tries its kernels once for each shape, of which a run has few.
+    cudnn tries its kernels once for each shape; a run has few shapes. A compiler would cut a forward at the buckets of
+    DDP, so that gradients are sent during the backward; uncut, it has one graph.
     """
     before = torch.get_num_threads(), cv2.getNumThreads(), torch.backends.cudnn.benchmark
+    uncut = torch._dynamo.config.patch(optimize_ddp=False) if config.compile else contextlib.nullcontext()
     torch.set_num_threads(config.threads)
     cv2.setNumThreads(1)  # decoding has a thread of its own
     torch.backends.cudnn.benchmark = config.gpu
     try:
-        yield
+        with uncut:
+            yield
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from facerec.errors import ProcessError
+from facerec.errors import ConfigError, ProcessError
 from facerec.training import decoder
 from facerec.training.decoder import Job, Recipe, Ring
 
@@ -42,7 +42,7 @@ class Processes:
         self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
         self._children: list[_Child] = []
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="loader")  # each waits for one process
-        file = os.memfd_create("faces")
+        file = _memory()
         try:
             os.ftruncate(file, self._ring.nbytes)
             self._slots = torch.from_numpy(self._ring.mapped(file))
@@ -80,7 +80,7 @@ class Processes:
         return self._slots[slot]
 
     def close(self) -> None:
-        """End the processes, whatever they are at."""
+        """End the processes, also those that are at work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for child in self._children:
             child.kill()
@@ -101,7 +101,10 @@ class _Child:
     """One loader process and the socket to it."""
 
     def __init__(self, file: int) -> None:
-        self._wire, theirs = Pipe()
+        try:
+            self._wire, theirs = Pipe()
+        except OSError as error:
+            raise _not_started(error) from None
         with contextlib.closing(theirs):
             command = [sys.executable, "-P", "-m", decoder.__name__, str(theirs.fileno()), str(file)]
             try:
@@ -114,9 +117,7 @@ class _Child:
                 )
             except OSError as error:
                 self._wire.close()
-                raise ProcessError(
-                    f"a loader process cannot be started: {error.strerror}; choose fewer (--loader_processes)"
-                ) from None
+                raise _not_started(error) from None
 
     def begin(self, recipe: Recipe, ring: Ring) -> None:
         """Say once what every job needs."""
@@ -152,6 +153,24 @@ class _Child:
         """Leave nothing of it behind."""
         self._process.wait()
         self._wire.close()
+
+
+def _memory() -> int:
+    """The number of a new file of shared memory. Raises ConfigError on a system that has none, as macOS."""
+    if not hasattr(os, "memfd_create"):
+        raise ConfigError(
+            "loader processes need Linux; choose a thread of the training process (--loader_processes 0)"
+        )
+    try:
+        return os.memfd_create("faces")
+    except OSError as error:
+        raise _not_started(error) from None
+
+
+def _not_started(error: OSError) -> ProcessError:
+    return ProcessError(
+        f"a loader process cannot be started: {error.strerror}; choose fewer (--loader_processes)"
+    )
 
 
 def _environment() -> dict[str, str]:

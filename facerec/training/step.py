@@ -73,9 +73,8 @@ class MicroBatches(nn.Module):
                 stack.enter_context(kept_statistics(self.network))
             else:
                 collect = stack.enter_context(self._statistics.collected(self._groups))
-            if (
-                not torch.is_grad_enabled()
-            ):  # weights are cast once; with a graph, their gradients would add up in bf16
+            # Without a graph, weights are cast once. With one, the gradients of the casts would add up in bf16.
+            if not torch.is_grad_enabled():
                 stack.enter_context(full_or_half(self._device(), self._precision))
             embedded: list[Tensor] = []
             for part, part_seeds in self.forwards(images, seeds):

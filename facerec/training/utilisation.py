@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-FACES = 2
-"""Faces that are counted: the fewest that BatchNorm takes."""
+from facerec.training.launches import TRIED
+
 PEAKS = {
     "B200": 2250,
     "H100 PCIe": 756,
@@ -33,10 +33,10 @@ def flops_per_face(network: nn.Module, side: int) -> int | None:
     shape = deepcopy(network).to("meta").train()
     try:
         with FlopCounterMode(display=False) as counter:
-            shape(torch.zeros(FACES, 3, side, side, device="meta")).sum().backward()
+            shape(torch.zeros(TRIED, 3, side, side, device="meta")).sum().backward()
     except (NotImplementedError, RuntimeError):
         return None
-    return int(counter.get_total_flops()) // FACES
+    return int(counter.get_total_flops()) // TRIED
 
 
 def utilisation(

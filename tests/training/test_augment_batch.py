@@ -17,7 +17,7 @@ from facerec import synthetic
 from facerec.publish import Dataset
 from facerec.training import augment_batch as batched
 from facerec.training import loop
-from facerec.training.augment import DRAWS, AugmentConfig, augment
+from facerec.training.augment import COARSEST, DRAWS, AugmentConfig, augment
 from facerec.training.augment_batch import augment_batch, augmented
 from facerec.training.batchnorm import calibrate
 from facerec.training.config import TrainConfig
@@ -160,6 +160,17 @@ def test_products_in_half_precision_move_pixels_by_one_grey_level_at_most(
     found = differences(faces, 64, settings)
     assert found.mean() <= mean + 0.06
     assert found.max() <= most + 1
+
+
+def test_white_stays_white_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of a shrunk and enlarged face that add up to 1.0008 made 256 of 255, which is black in 8 bits."""
+    monkeypatch.setattr(batched, "_kind", lambda _device: torch.float16)
+    lengths = torch.arange(56, 225)
+    drawn = torch.zeros(len(lengths), DRAWS, dtype=torch.float64)
+    drawn[:, 14] = (lengths / 224 - COARSEST) / (1 - COARSEST)
+    white = torch.full((len(lengths), 224, 224, 3), 255, dtype=torch.uint8)
+    only = AugmentConfig(flip=0, crop=0, brightness=0, contrast=0, grey=0, low_resolution=1)
+    assert augment_batch(white, drawn, 224, only).min() >= 254
 
 
 def test_a_share_is_augmented_a_micro_batch_at_a_time(

@@ -57,7 +57,8 @@ def test_the_validation_faces_that_are_kept_are_counted(tmp_path: Path) -> None:
         for most, workers in ((4, 1), (3000, 1), (10**6, 1))
     ]
     assert held[1] - held[0] == 2996 * 3 * config.model.side**2
-    assert held[2] - held[0] == KEPT_BYTES - 4 * 3 * config.model.side**2
+    assert 3 * 10**6 * config.model.side**2 > KEPT_BYTES  # decoded anew at each score
+    assert held[0] - held[2] == 4 * 3 * config.model.side**2
 
 
 def test_faces_that_a_gpu_augments_are_counted_as_they_are_decoded(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_faces_that_a_gpu_augments_are_counted_as_they_are_decoded(tmp_path: Pat
     )
     side = config.model.side
     on_cpu, on_gpu = (worker_bytes(make_plan(replace(config, gpu=gpu)), 1) for gpu in (False, True))
-    assert on_gpu - on_cpu == (4 * 36 + 18) * 3 * (224**2 - side**2) + 36 * 3 * side**2
+    assert on_gpu - on_cpu == (4 * 36 + 18) * 3 * (2 * 224**2 - side**2) + 36 * 3 * side**2
 
 
 def test_loader_processes_are_counted_and_auto_is_for_a_gpu(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ These tests need one GPU, and say so where there is none.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +63,47 @@ def step_on(device: str, miner: Miner, cache: bool) -> tuple[float, Tensor]:
     return float(result.loss), torch.cat(gradients).cpu()
 
 
+def steps_of(cache: bool, **how: Any) -> list[tuple[float, Tensor, Tensor]]:
+    """Loss, gradient and buffers of five steps in fp32 with BatchNorm and dropout, by weights that stay as they are."""
+    images, labels, faces = batch_of(7, alone=False)
+    network = small_network(norm=True).float().to("cuda")
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    model, found = MicroBatches(network, 7, **how), []
+    for number in range(5):
+        for parameter in network.parameters():
+            assert parameter.grad is not None
+            parameter.grad.zero_()
+        result = descend(
+            model,
+            images.float().to("cuda") + number,
+            labels.numpy(),
+            faces.numpy(),
+            seeds=range(number, number + 7),
+            sizes=[7 * MICRO],
+            miner="batch_all",
+            mining=MiningConfig(margin=MARGIN),
+            cache=cache,
+        )
+        gradients = [
+            parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None
+        ]
+        buffers = [buffer.flatten().float() for buffer in network.buffers()]
+        found.append((float(result.loss), torch.cat(gradients).cpu(), torch.cat(buffers).cpu()))
+    return found
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_compiled_steps_in_shared_forwards_are_the_eager_ones(cuda_graphs: bool, cache: bool) -> None:
+    """While CUDA graphs warm up, are recorded, and replayed: nothing of a step is overwritten by the next."""
+    ours = steps_of(cache, shared=3, backend="inductor", cuda_graphs=cuda_graphs)
+    for (loss, slope, kept), (expected, gradient, buffers) in zip(ours, steps_of(cache), strict=True):
+        assert loss == pytest.approx(expected, rel=1e-4)
+        torch.testing.assert_close(slope, gradient, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(kept, buffers, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("miner", [*MINERS, *DENSE])
 def test_a_step_has_the_loss_and_the_gradient_that_it_has_on_the_cpu(miner: Miner, cache: bool) -> None:
@@ -107,6 +150,14 @@ def test_a_run_goes_on_from_its_checkpoint_and_its_worker_is_given_the_gpu(
     assert all(0 < line["memory_mb"] < 4000 for line in here)
     # In bf16, and with sums in no fixed order.
     assert here[-1]["loss"] == pytest.approx(there[-1]["loss"], rel=0.05)
+
+
+def test_a_worker_of_ray_trains_compiled_and_with_cuda_graphs(faces: Dataset, tmp_path: Path) -> None:
+    """In a process group of NCCL, which has nothing for the CPU."""
+    config = replace(config_on_gpu(faces, tmp_path / "run", workers=1), compile=True, cuda_graphs=True)
+    with ray_session():
+        train(config)
+    assert read_json_lines(f"{config.run}/metrics.jsonl")[-1]["step"] == config.steps
 
 
 def test_vectors_are_those_of_the_cpu(tmp_path: Path) -> None:

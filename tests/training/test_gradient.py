@@ -80,6 +80,7 @@ def our_step(
     library: LibraryLoss | None = None,
     shares: int = 1,
     shared: int = 1,
+    backend: str | None = None,
 ) -> dict[str, Any]:
     """One step by the code under test, on this rank: loss summed over ranks / W, gradient after DDP, statistics."""
     rank, workers = world()
@@ -88,7 +89,7 @@ def our_step(
     ours = range(sum(counts[:rank]), sum(counts[: rank + 1]))
     images, labels, faces = batch_of(groups, alone)
     network = small_network(norm)
-    model: nn.Module = MicroBatches(network, groups, shared=shared)
+    model: nn.Module = MicroBatches(network, groups, shared=shared, backend=backend)
     if workers > 1:
         model = nn.parallel.DistributedDataParallel(
             model, forward_sync_buffers=False, find_unused_parameters=True

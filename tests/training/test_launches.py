@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from facerec.errors import ConfigError
 from facerec.models.embedder import ModelConfig, build
+from facerec.training import batchnorm
 from facerec.training.config import TrainConfig
-from facerec.training.forecast import that_fit
-from facerec.training.launches import even
+from facerec.training.launches import even, kept_bytes, that_fit
 from facerec.training.mining import Miner, MiningConfig
 from facerec.training.step import MicroBatches, descend
 from tests.support.ddp import run_ddp
@@ -30,25 +30,25 @@ BACKBONES = [
     (RESIDUAL, None),
     (RESIDUAL, "aot_eager"),
 ]
-DROPOUTS = 4
+DROPOUTS = 5
 """Launches by which one more mask is drawn."""
 
 
 def shared_and_single_steps() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [
         (
-            our_step(groups, miner, True, False, cache, shared=shared),
+            our_step(groups, miner, True, False, cache, shared=shared, backend=backend),
             our_step(groups, miner, True, False, cache),
         )
         for groups, miner in STEPS
         for cache in (False, True)
-        for shared in (2, 3, 7)
+        for shared, backend in ((2, None), (3, None), (7, None), (2, "aot_eager"))
     ]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_a_step_in_shared_forwards_is_the_same_step(workers: int) -> None:
-    """Also where a rank's micro-batches are cut unevenly, as 7 by 2 are."""
+    """Also where a rank's micro-batches are cut unevenly, as 7 by 2 are, and compiled within DDP."""
     for steps in run_ddp(workers, shared_and_single_steps):
         for shared, single in steps:
             assert shared["loss"] == pytest.approx(single["loss"], abs=1e-12)
@@ -148,6 +148,16 @@ def test_as_many_micro_batches_share_a_forward_as_fit_in_memory() -> None:
     assert that_fit(100_000 * megabyte, 10 * megabyte, 64, own=100) == 16  # 1,024 faces at most
     assert that_fit(100_000 * megabyte, 10 * megabyte, 64, own=3) == 3
     assert that_fit(10 * megabyte, 10 * megabyte, 64, own=3) == 1
+
+
+def test_what_a_graph_keeps_is_found_out_by_one_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where the process group of a run on GPUs can send nothing."""
+
+    def refused(*_arguments: Any) -> Tensor:
+        raise AssertionError("a collective")
+
+    monkeypatch.setattr(batchnorm, "all_reduce", refused)
+    assert kept_bytes(build(RESIDUAL, 0), 32, "fp32") > 10**5
 
 
 def test_a_network_that_uses_a_layer_twice_is_refused() -> None:

@@ -264,7 +264,10 @@ for share in loader_of(open_dataset({faces.folder!r}, ""), 2).ahead(range(10**6)
 """
     script = tmp_path / "training.py"
     script.write_text(code)
-    training = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    training = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert training.stdout
     assert training.stdout.readline() == "0\n"
     processes = loader_processes(training.pid)
