@@ -16,6 +16,7 @@ from facerec.alignment import pyramid
 from facerec.alignment.boxes import F32, I64, moved, squared, suppress, windows
 from facerec.alignment.nets import Nets
 from facerec.alignment.pyramid import CANVAS, CONVOLVED, Placed
+from facerec.models import device
 
 THRESHOLDS = (np.float32(0.6), np.float32(0.7), np.float32(0.7))
 """Face probabilities that P-Net, R-Net and O-Net ask for."""
@@ -72,7 +73,7 @@ def _on_canvases(
 ) -> Iterator[tuple[list[Placed], F32, F32]]:
     """The tiles of each canvas, and P-Net's offsets [4, cells, cells] and face probabilities [cells, cells] for it."""
     canvases = np.zeros((nets.sizes.canvases[0], CANVAS, CANVAS, 3), np.float32)
-    for chosen, size in _batches(len(packed), nets.sizes.canvases):
+    for chosen, size in device.calls(len(packed), nets.sizes.canvases):
         seams = []
         for number, placed in enumerate(packed[chosen]):
             pyramid.fill(canvases[number], placed, photos)
@@ -129,18 +130,18 @@ def _examine(
     side: int,
     net: Callable[[F32], tuple[F32, ...]],
     widths: tuple[int, ...],
-    calls: tuple[int, ...],
+    batches: tuple[int, ...],
 ) -> tuple[I64, F32, list[F32]]:
-    """Boxes with pixels below them, and what ``net`` says of their crops, in calls of so many.
+    """The boxes that lie over pixels, and the outputs of ``net`` for their crops.
 
-    ``widths`` are those of its outputs (0: no axis).
+    ``widths`` are those of the outputs (0: no axis); ``batches`` are the numbers of crops that it takes at once.
     """
     sizes = np.array([photo.shape[:2] for photo in photos], np.int64).reshape(-1, 2)[owner]
     area = windows(boxes, sizes[:, 0], sizes[:, 1])
     some = np.flatnonzero((area[:, 2] > area[:, 0]) & (area[:, 3] > area[:, 1]))
     owner, boxes, area = owner[some], boxes[some], area[some]
     said: list[list[F32]] = [[np.empty((0, width) if width else 0, np.float32)] for width in widths]
-    for chosen, size in _batches(len(owner), calls):
+    for chosen, size in device.calls(len(owner), batches):
         crops = np.zeros((size, side, side, 3), np.float32)
         for photo in np.unique(owner[chosen]):
             mine = np.flatnonzero(owner[chosen] == photo)
@@ -148,12 +149,3 @@ def _examine(
         for outputs, values in zip(said, net(crops), strict=True):
             outputs.append(values[: chosen.stop - chosen.start])
     return owner, boxes, [np.concatenate(outputs) for outputs in said]
-
-
-def _batches(count: int, sizes: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
-    """Inputs 0 to ``count`` in calls of these falling sizes: which inputs, and the size that the call is padded to."""
-    at = 0
-    while at < count:
-        size = next((size for size in sizes if size <= count - at), sizes[-1])
-        yield slice(at, min(at + size, count)), size
-        at += size

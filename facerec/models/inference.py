@@ -23,6 +23,7 @@ from facerec.models.backends import (
     TorchNetwork,
     settled_backend,
 )
+from facerec.models.device import calls
 from facerec.models.format import load_model
 from facerec.models.images import resize
 from facerec.models.precision import Precision, settled
@@ -59,12 +60,10 @@ class Runner:
         return torch.cat([piece.cpu() for piece in vectors]).numpy()
 
     def _pieces(self, pixels: Image) -> list[Tensor]:
-        vectors, at = [], 0
-        while at < len(pixels):
-            size = next((size for size in self._sizes if size <= len(pixels) - at), self._sizes[-1])
-            piece = pixels[at : at + size]
+        vectors = []
+        for chosen, size in calls(len(pixels), self._sizes):
+            piece = pixels[chosen]
             vectors.append(self._embed(_padded(piece, size))[: len(piece)])
-            at += size
         return vectors
 
     def _embed(self, pixels: Image) -> Tensor:

@@ -103,8 +103,8 @@ def _framed(pixels: Tensor, drawn: Tensor, side: int, config: AugmentConfig) -> 
 def _weights(centres: Tensor, start: Tensor | int, length: Tensor, scale: Tensor, inputs: int) -> Tensor:
     """Weights [n, k, outputs, inputs] with which pixels make those of another resolution, as `resize` takes them.
 
-    ``centres`` of the made pixels, [outputs] or more, are in their own pixels; each is as wide as ``scale`` of the inputs,
-    of which ``length`` count from ``start`` on (all [n, k, 1]). The weight falls with the distance of two centres.
+    ``centres`` are those of the made pixels, [outputs] or more, in their own pixels. Each is as wide as ``scale`` inputs.
+    Only the ``length`` inputs from ``start`` on have weight (all [n, k, 1]). The weight falls with the distance of two centres.
     Where ``scale`` is above 1, it is the part of an input that the made pixel covers (INTER_AREA), else INTER_LINEAR.
     """
     nearest = start + (centres * scale).clamp_min(0.5).minimum(length - 0.5)

@@ -30,7 +30,7 @@ class RunningStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._layers = _layers(network)
+        self._layers = tracking_layers(network)
         self._flatten()
 
     @contextlib.contextmanager
@@ -65,7 +65,7 @@ class RunningStatistics:
         """Move the statistics into one tensor."""
         if not self._layers:
             return
-        vectors = [vector for layer in self._layers for vector in _vectors(layer)]
+        vectors = [vector for layer in self._layers for vector in statistics_of(layer)]
         self._table = torch.cat(vectors)
         self._counts = torch.stack([_count(layer) for layer in self._layers])
         self._momenta = [layer.momentum for layer in self._layers]
@@ -89,14 +89,14 @@ class RunningStatistics:
         return all(
             vector.untyped_storage().data_ptr() == memory
             for layer in self._layers
-            for vector in _vectors(layer)
+            for vector in statistics_of(layer)
         )
 
 
 @contextlib.contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
     """Within: forwards do not change running statistics. For a forward that repeats an earlier one."""
-    layers = _layers(model)
+    layers = tracking_layers(model)
     for layer in layers:
         layer.track_running_stats = False
     yield
@@ -109,7 +109,7 @@ def calibrate(model: nn.Module, micro_batches: Iterator[Tensor]) -> None:
 
     An untrained network needs this before it can be scored, because its running statistics are still 0 and 1.
     """
-    layers = _layers(model)
+    layers = tracking_layers(model)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -122,12 +122,14 @@ def calibrate(model: nn.Module, micro_batches: Iterator[Tensor]) -> None:
         layer.momentum = momentum
 
 
-def _layers(model: nn.Module) -> list[_BatchNorm]:
+def tracking_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers that keep running statistics now, in the order of ``modules``."""
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     return [layer for layer in layers if layer.track_running_stats]
 
 
-def _vectors(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Running mean and running variance [channels] of such a layer."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
     return layer.running_mean, layer.running_var

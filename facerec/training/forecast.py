@@ -55,9 +55,10 @@ def worker_bytes(plan: Plan, workers: int) -> int:
     copies = 5 + (config.ema > 0)  # weights, gradients and DDP's buckets of them, two moments
     cached = config.batch.cache and shape.groups > workers
     shared = 1 if config.shared_forward == "auto" else config.shared_forward
-    graphs = min(shared * shape.micro_batch, shape.sizes(workers)[0]) if cached else shape.sizes(workers)[0]
-    faces = HELD * shape.sizes(workers)[0] + _in_flight(config.loader_process_count) * shape.micro_batch
-    images = _image_bytes(config, faces, shape.sizes(workers)[0])
+    own = shape.sizes(workers)[0]
+    graphs = min(shared * shape.micro_batch, own) if cached else own
+    faces = HELD * own + _in_flight(config.loader_process_count) * shape.micro_batch
+    images = _image_bytes(config, faces, own)
     graph = graphs * kept_bytes(network, config.model.side, plan.precision)
     return (
         PROCESS_BYTES

@@ -118,9 +118,6 @@ class Worker:
 
     def _micro_batches(self) -> MicroBatches:
         config = self.config
-        if config.cuda_graphs:  # gradients keep their addresses
-            for parameter in self.network.parameters():
-                parameter.grad = torch.zeros_like(parameter)
         return MicroBatches(
             self.network,
             self.plan.shape.groups,

@@ -24,8 +24,8 @@ ALPHA, BETA, BASE, EPSILON = 2.0, 50.0, 0.5, 0.1
 """Of multi_similarity, as pytorch-metric-learning has them: scales of positives and negatives, and cosines. See dense."""
 SORT_ABOVE = {"cpu": 8, "cuda": 64}
 """Positives above which semi-hard sorts a row once instead of searching it for each, by kind of device. On a CPU a sort
-costs as much as eight searches. The number for a GPU is an estimate: a search moves 12 bytes per distance at the speed of
-its memory, and its sorts are more than 64 times slower; ``make bench-gpu`` compares both at 31 positives."""
+costs as much as eight searches. The number for a GPU is an estimate that nobody has measured: a search moves only 12 bytes per
+distance, and a sort passes over its 64-bit keys many times. ``make bench-gpu`` compares both at 31 positives."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class Processes:
             self._idle.put(child)
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Tensor]:
-        """The faces of each job, uint8 [m, s, s, 3], in the order of the jobs, some of which are made ahead.
+        """The faces of each job, uint8 [m, s, s, 3], in the order of the jobs. Some are made ahead.
 
         A tensor is overwritten after the next one has been asked for. Raises what a process raised, and ProcessError if
         one has ended.

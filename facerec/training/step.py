@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from facerec.models.device import on_device
-from facerec.models.images import normalize
 from facerec.models.precision import full_or_half
 from facerec.training.batchnorm import RunningStatistics, kept_statistics
 from facerec.training.clock import Clock
 from facerec.training.dense import dense_sum, is_dense
 from facerec.training.distances import Anchors, Distance, Ints, blocks
 from facerec.training.gather import gather, world
-from facerec.training.launches import SharedForward, even
+from facerec.training.launches import SharedForward, as_input, even
 from facerec.training.losses import TripletSum, global_triplet_loss, triplet_sum
 from facerec.training.metric_learning import library_loss
 from facerec.training.mining import Miner, MiningConfig
@@ -51,9 +50,13 @@ class MicroBatches(nn.Module):
     ) -> None:
         """``groups`` is G, the micro-batches of the global batch; ``precision`` is fp32 or bf16 (autocast).
 
-        ``shared`` micro-batches at most are embedded in one forward (see launches), which ``backend`` compiles.
+        ``shared`` micro-batches at most are embedded in one forward (see launches), which ``backend`` compiles. With
+        ``cuda_graphs`` gradients are allocated here, and the caller keeps them (``zero_grad(set_to_none=False)``).
         """
         super().__init__()
+        if cuda_graphs:
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         self.network, self._groups, self._precision, self._shared = network, groups, precision, shared
         self._statistics = RunningStatistics(network)
         self._shared_forward = (
@@ -97,11 +100,9 @@ class MicroBatches(nn.Module):
         images = images.to(self._device(), non_blocking=True)
         if self._shared_forward:
             return self._shared_forward(images, seeds, alone)
-        if images.dtype == torch.uint8:
-            images = normalize(images)
         torch.manual_seed(seeds[0])
         with full_or_half(images.device, self._precision):
-            embeddings: Tensor = self.network(images)
+            embeddings: Tensor = self.network(as_input(images))
         return embeddings, None
 
     def _device(self) -> torch.device:

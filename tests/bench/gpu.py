@@ -157,9 +157,6 @@ def step(size: Size, how: str, micro: str) -> dict[str, float]:
     m, b = int(micro), size.faces
     network = build(size.model, 0).to(DEVICE).to(memory_format=torch.channels_last).train()
     precision = settled("auto", network, GPU)
-    if HOW[how].get("cuda_graphs"):
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
     model = MicroBatches(network, b // m, precision, **HOW[how])
     optimizer = _optimizer(network, OptimizerConfig())
     pixels = torch.randint(0, 256, (b, size.model.side, size.model.side, 3), dtype=torch.uint8)

@@ -189,7 +189,7 @@ def _loading(loader: Loader) -> Iterator[None]:
 
 
 def _rows(work: str, turns: dict[int, list[Turn]]) -> list[Row]:
-    """Rows of one kind of work; ``turns`` by the number of processes, of which 0 is the thread."""
+    """Rows of one kind of work; ``turns`` by the number of processes; 0 is the thread."""
     walls = {count: statistics.median(turn.wall_s for turn in seen) for count, seen in turns.items()}
     rows = []
     for count, wall in walls.items():
@@ -208,17 +208,17 @@ def _rows(work: str, turns: dict[int, list[Turn]]) -> list[Row]:
         *rows,
         Row("  1 process over the thread", statistics.median(ratios), "x", at_least=0.9),
         Row(f"  cores for {GOAL:,} faces/s", cpu, "cores", at_most=8 if WORK[work] else 4),
-        Row("    of which the training process", own, "cores"),
+        Row("    the training process's part of them", own, "cores"),
     ]
 
 
 def _launch_rows(prices: dict[str, float]) -> list[Row]:
-    dearer = {way: 100 * (price / prices["alone"] - 1) for way, price in prices.items()}
+    slower = {way: 100 * (price / prices["alone"] - 1) for way, price in prices.items()}
     return [
         Row(f"a launch, of {LAUNCHES:,}: alone", prices["alone"], "us"),
-        Row("  beside the loader's thread, dearer by", dearer["thread"], "%"),
+        Row("  beside the loader's thread, slower by", slower["thread"], "%"),
         Row(
-            "  beside a loader process, dearer by", dearer["process"], "%", at_most=10 if CORES > 1 else None
+            "  beside a loader process, slower by", slower["process"], "%", at_most=10 if CORES > 1 else None
         ),
     ]
 
